@@ -1,0 +1,114 @@
+"""The seam of the losses: what a loss sees, and what every loss is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pipeline.config import StrictModel
+from pipeline.targets import Targets
+
+Unit = Literal["targets", "labels", "features", "examples"]
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What the student said, at the positions of a batch that count.
+
+    Attributes:
+        logits: [N, V'] at the target positions, V' >= V (rows beyond V are padding of the head).
+        hidden: student layer -> [M, D] at the feature positions; 0 is the embeddings. Only the
+            layers that some loss asked for.
+        pooled: [B, D], the student's sentence vector, where some loss asked for it.
+    """
+
+    logits: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the teacher and the labels say, aligned row by row with `StudentOutputs`.
+
+    Attributes:
+        targets: N positions; None where a model learns from labels alone without a cache.
+        label_ids: [N] int64, UNLABELLED (-100) where there is no label.
+        hidden: signal name ("layer.<i>") -> [M, D_teacher]; "pooled" -> [B, D_teacher].
+    """
+
+    targets: Targets | None
+    label_ids: Tensor
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Schedule(StrictModel):
+    """A weight that changes over training: linear from `start` to `end`, over the given share of
+    steps.
+
+    Constant at `start` before `begin` and at `end` after `until` (both in [0, 1] of all steps).
+    """
+
+    start: float
+    end: float
+    begin: float = 0.0
+    until: float = 1.0
+
+    def at(self, progress: float) -> float:
+        """The weight at progress in [0, 1]."""
+        span = max(self.until - self.begin, 1e-12)
+        share = min(max((progress - self.begin) / span, 0.0), 1.0)
+        return self.start + (self.end - self.start) * share
+
+
+class Loss(StrictModel, ABC):
+    """A member of the family: its own configuration, one value per position, no reduction.
+
+    The trainer sums the values and divides by the number of valid units of the whole optimizer
+    step, over all micro-batches and ranks; `unit` says which count that is.
+    """
+
+    name: str
+    weight: float | Schedule = 1.0
+
+    def weight_at(self, progress: float) -> float:
+        """The weight at progress in [0, 1] of training."""
+        return self.weight.at(progress) if isinstance(self.weight, Schedule) else self.weight
+
+    @property
+    @abstractmethod
+    def unit(self) -> Unit:
+        """What is counted: target positions, those with a label, feature positions, or examples."""
+
+    @property
+    def temperature_needed(self) -> float | None:
+        """The cached temperature it reads, None if it reads no targets."""
+        return None
+
+    @property
+    def layer_map(self) -> Mapping[int, int]:
+        """Student layer -> teacher layer it compares (negative: from the last); empty if none."""
+        return {}
+
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether it compares the pooled vectors."""
+        return False
+
+    def projections(self, student_width: int, teacher_width: int) -> nn.ModuleDict:
+        """Learned parameters of the loss, trained beside the student and left out of its export."""
+        return nn.ModuleDict()
+
+    @abstractmethod
+    def per_position(
+        self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
+    ) -> Tensor:
+        """Return one value per unit position, [n] float32, 0 where it is not valid.
+
+        Args:
+            student: the student's outputs.
+            knowledge: the teacher's targets and the labels at the same positions.
+            projections: what `projections()` returned, after training so far.
+        """

@@ -1,0 +1,105 @@
+"""A run: the folder of one trained model, its curve and, written last, its result.
+
+<run>/
+  config.yaml         the resolved config
+  metrics.jsonl       one line per log: {"step": ..., "split": "train"|"eval", "<name>": value, ...}
+  config.json, model.safetensors, tokenizer files, README.md     what from_pretrained opens
+  checkpoints/        while it trains
+  result.json         written last: where it stands, the run is whole
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StillroomError, did_you_mean
+from pipeline.metrics import Metric
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run was, took and reached.
+
+    Attributes:
+        name: shown in tables; the last part of the folder's name unless the config says otherwise.
+        kind: "student" or "teacher".
+        task: the task's name.
+        config: the resolved config.
+        identity: digests of what it was trained on; `cache` (manifest digest) for a student.
+        model: architecture name, parameters (count), layers, hidden_size where known.
+        training: steps, epochs, tokens_seen, seconds (training only), device, threads.
+        metrics: on the held-out split, for the whole and per slice.
+        details: the task's extra findings, for instance a confusion matrix; shown as they are.
+    """
+
+    name: str
+    kind: str
+    task: str
+    config: Mapping[str, Any]
+    identity: Mapping[str, str]
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    metrics: list[Metric]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def metric(self, name: str, slice: str = "all") -> float | None:
+        """The value of a metric on a slice, None where it was not measured."""
+        for metric in self.metrics:
+            if metric.name == name and metric.slice == slice:
+                return metric.value
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_result(run: Path, result: Result) -> None:
+    """Write <run>/result.json, which makes the run whole."""
+    write_json(run / "result.json", {"version": RESULT_VERSION, **asdict(result)})
+
+
+def read_result(run: Path) -> Result:
+    """Read <run>/result.json.
+
+    Raises:
+        StillroomError: the folder is no finished run.
+    """
+    path = run / "result.json"
+    if not run.is_dir():
+        siblings = [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else []
+        hint = did_you_mean(run.name, siblings) if siblings else "; train it first"
+        raise StillroomError(f"{run}: no such run{hint}")
+    if not path.is_file():
+        raise StillroomError(
+            f"{run}: has no result.json, so the run is not finished; run its train command again"
+        )
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    version = raw.pop("version", None)
+    if version != RESULT_VERSION:
+        raise StillroomError(
+            f"{path}: version {version}, expected {RESULT_VERSION}; train the run again"
+        )
+    metrics = [Metric(**metric) for metric in raw.pop("metrics")]
+    return Result(**raw, metrics=metrics)
+
+
+def read_curve(run: Path) -> list[dict[str, Any]]:
+    """The lines of <run>/metrics.jsonl, in order; empty where there is none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
