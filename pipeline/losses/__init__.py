@@ -1,0 +1,15 @@
+"""The family of losses: a member is one class that is its own configuration, and one line here."""
+
+from pipeline.losses.base import Knowledge, Loss, Schedule, StudentOutputs, Unit
+from pipeline.losses.divergences import ForwardKL
+from pipeline.losses.hidden import HiddenCosine, HiddenMSE
+from pipeline.losses.labels import CrossEntropy
+
+LOSSES: dict[str, type[Loss]] = {
+    "forward_kl": ForwardKL,
+    "cross_entropy": CrossEntropy,
+    "hidden_mse": HiddenMSE,
+    "hidden_cosine": HiddenCosine,
+}
+
+__all__ = ["LOSSES", "Knowledge", "Loss", "Schedule", "StudentOutputs", "Unit"]

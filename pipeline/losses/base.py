@@ -20,7 +20,7 @@ class StudentOutputs:
     Attributes:
         logits: [N, V'] at the target positions, V' >= V (rows beyond V are padding of the head).
         hidden: student layer -> [M, D] at the feature positions; 0 is the embeddings. Only the
-            layers that some loss asked for.
+            layers that some loss asked for, keyed as its config wrote them (-1 stays -1).
         pooled: [B, D], the student's sentence vector, where some loss asked for it.
     """
 
@@ -36,7 +36,9 @@ class Knowledge:
     Attributes:
         targets: N positions; None where a model learns from labels alone without a cache.
         label_ids: [N] int64, UNLABELLED (-100) where there is no label.
-        hidden: signal name ("layer.<i>") -> [M, D_teacher]; "pooled" -> [B, D_teacher].
+        hidden: "layer.<i>" -> [M, D_teacher] with i as the loss's config wrote it ("layer.-1" is
+            possible: whoever fills this in resolves it against the cache); "pooled" ->
+            [B, D_teacher].
     """
 
     targets: Targets | None

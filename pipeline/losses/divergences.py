@@ -1,0 +1,160 @@
+"""Divergences between the teacher's sparse distribution and the student, one value per position.
+
+    Targets -- at(T) --> SparseDistribution --+
+                                              +--> bucket_kl | drawn_kl | renormalised_kl --> x T²
+    student logits -- pick_classes -----------+
+
+p is the teacher, q the student, both at temperature T; S the kept classes, m = 1 - sum_S p.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.losses.base import Knowledge, Loss, StudentOutputs, Unit
+from pipeline.losses.classes import pick_classes
+from pipeline.targets import SparseDistribution
+
+Tail = Literal["auto", "bucket", "draws", "renormalise"]
+
+
+class ForwardKL(Loss):
+    """KL(teacher || student) at a cached temperature, times T².
+
+    T² keeps the size of the gradient, and so the balance with the other losses, the same at every
+    temperature (Hinton et al. 2015).
+
+    Attributes:
+        temperature: T, one of those that were cached.
+        tail: what stands for the classes that were not kept. "bucket": one outcome with all their
+            mass; little noise, a lower bound of the dense KL. "draws": the cached draws; unbiased,
+            noisier. "auto": draws where the cache holds some, else bucket. "renormalise": nothing,
+            the kept probabilities are scaled to sum to 1; biased towards over-confident students,
+            here to compare with.
+    """
+
+    name: Literal["forward_kl"] = "forward_kl"
+    temperature: float = Field(default=1.0, gt=0.0)
+    tail: Tail = "auto"
+
+    @property
+    def unit(self) -> Unit:
+        return "targets"
+
+    @property
+    def temperature_needed(self) -> float:
+        return self.temperature
+
+    def per_position(
+        self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
+    ) -> Tensor:
+        """Return T² KL in nats per target position, [N].
+
+        Raises:
+            ConfigError: there are no targets, the temperature was not cached, or `tail: draws` is
+                asked of a cache without draws.
+        """
+        if knowledge.targets is None:
+            raise ConfigError(
+                "forward_kl: a teacher's targets are needed, found none; give a cache"
+            )
+        teacher = knowledge.targets.at(self.temperature)
+        return self.temperature**2 * self._divergence(student.logits, teacher)
+
+    def _divergence(self, logits: Tensor, teacher: SparseDistribution) -> Tensor:
+        draws = teacher.draw_ids.shape[1] > 0
+        whole = teacher.ids.shape[1] == teacher.num_classes
+        if self.tail == "renormalise":
+            return renormalised_kl(logits, teacher, self.temperature)
+        if self.tail == "draws" and not (draws or whole):
+            raise ConfigError(
+                "forward_kl: tail: draws, but the cache holds no draws; use tail: bucket, or cache"
+                " the teacher with targets.tail_draws"
+            )
+        if whole or (draws and self.tail != "bucket"):
+            return drawn_kl(logits, teacher, self.temperature)
+        return bucket_kl(logits, teacher, self.temperature)
+
+
+def bucket_kl(logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0) -> Tensor:
+    """KL over the kept classes and one outcome more: m against 1 - sum_S q, [N] nats.
+
+    0 <= KL_bucket <= KL_dense, growing with K (the data-processing inequality), equal at K = V.
+
+    Args:
+        logits: [N, V'] of the student, V' >= V.
+        teacher: the teacher at this temperature.
+        temperature: T.
+    """
+    scores, others = pick_classes(
+        logits,
+        _ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes),
+        teacher.num_classes,
+        temperature=temperature,
+        exclude=True,
+    )
+    outcomes = torch.cat([scores, others[:, None]], dim=1)
+    log_tail = teacher.tail_mass.to(scores.dtype).log()[:, None]
+    log_probs = torch.cat([teacher.log_probs.to(scores.dtype), log_tail], dim=1)
+    normaliser = torch.logsumexp(outcomes, dim=1, keepdim=True)
+    return _weighted_log_ratio(log_probs.exp(), log_probs, outcomes - normaliser)
+
+
+def drawn_kl(logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0) -> Tensor:
+    """sum_S p (log p - log q) + sum_j w_j (log p_j - log q_j) over the draws j, [N] nats.
+
+    An unbiased estimate of the dense KL, and so is its gradient; exact where every class is kept.
+    A single estimate may be negative.
+
+    Args:
+        logits: [N, V'] of the student, V' >= V.
+        teacher: the teacher at this temperature, with its draws.
+        temperature: T.
+    """
+    ids, log_probs = teacher.ids, teacher.log_probs
+    weights = log_probs.exp()
+    if ids.shape[1] < teacher.num_classes:
+        ids = torch.cat([ids, teacher.draw_ids], dim=1)
+        log_probs = torch.cat([log_probs, teacher.draw_log_probs], dim=1)
+        weights = torch.cat([weights, teacher.draw_weights], dim=1)
+    ids = _ids_or_nothing(ids, log_probs, teacher.num_classes)
+    scores, normaliser = pick_classes(logits, ids, teacher.num_classes, temperature=temperature)
+    return _weighted_log_ratio(
+        weights.to(scores.dtype), log_probs.to(scores.dtype), scores - normaliser[:, None]
+    )
+
+
+def renormalised_kl(
+    logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0
+) -> Tensor:
+    """KL(p / sum_S p || q) over the kept classes, [N] nats; 0 where none is kept.
+
+    Biased: its optimum puts nothing on the tail.
+
+    Args:
+        logits: [N, V'] of the student, V' >= V.
+        teacher: the teacher at this temperature.
+        temperature: T.
+    """
+    kept_mass = torch.logsumexp(teacher.log_probs, dim=1, keepdim=True)
+    log_probs = teacher.log_probs - kept_mass.masked_fill(kept_mass == -torch.inf, 0.0)
+    ids = _ids_or_nothing(teacher.ids, log_probs, teacher.num_classes)
+    scores, normaliser = pick_classes(logits, ids, teacher.num_classes, temperature=temperature)
+    log_probs = log_probs.to(scores.dtype)
+    return _weighted_log_ratio(log_probs.exp(), log_probs, scores - normaliser[:, None])
+
+
+def _ids_or_nothing(ids: Tensor, log_probs: Tensor, num_classes: int) -> Tensor:
+    """Point entries without probability (padding of a short row) at the class that is none."""
+    return ids.masked_fill(log_probs == -torch.inf, num_classes)
+
+
+def _weighted_log_ratio(weights: Tensor, log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
+    """sum w (log p - log q) over the last dimension, where 0 (log 0 - ...) is 0."""
+    present = log_probs > -torch.inf
+    log_probs = torch.where(present, log_probs, 0.0)
+    student_log_probs = torch.where(present, student_log_probs, 0.0)
+    return (torch.where(present, weights, 0.0) * (log_probs - student_log_probs)).sum(dim=1)
