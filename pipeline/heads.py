@@ -1,0 +1,122 @@
+"""The output head of a causal language model, applied to chosen hidden states only.
+
+    hidden [n, D] -- weight, bias --> * scale --> soft-cap --> logits [n, V] float32
+
+A model computes logits of every position at once; a head applied to a few positions at a time
+needs no [B, T, V] tensor. Models decorate their head under many names, so nothing is believed: the
+head is probed against the model's own logits when it is built, and a model that it cannot reproduce
+is refused.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The last linear map of a language model and what its configuration does to the result.
+
+    Attributes:
+        weight: [V', D] with V' >= V; rows beyond V pad the embedding and are no classes.
+        bias: [V'] or None.
+        scale: the factor on the logits.
+        soft_cap: c of c * tanh(logits / c), after the factor; None for none.
+        num_classes: V.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    soft_cap: float | None
+    num_classes: int
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states after the final norm: [n, D] -> [n, V] float32."""
+        V = self.num_classes
+        bias = None if self.bias is None else self.bias[:V]
+        hidden = hidden.to(self.weight)
+        logits = nn.functional.linear(hidden, self.weight[:V], bias).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    @staticmethod
+    def of(model: Any, num_classes: int) -> "OutputHead":
+        """Find the head of a transformers causal language model.
+
+        Args:
+            model: in evaluation mode.
+            num_classes: V, the tokenizer's ids.
+
+        Raises:
+            ModelError: the head has fewer rows than V, or is none that can be applied by itself.
+        """
+        layer = model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(f"{_name(model)}: has no linear output head over its vocabulary")
+        if len(layer.weight) < num_classes:
+            raise ModelError(
+                f"{_name(model)}: its output head has {len(layer.weight):,} rows, the tokenizer has"
+                f" {num_classes:,} ids; use the tokenizer that the model was trained with"
+            )
+        hidden, own = _probe(model, num_classes)
+        plain = OutputHead(layer.weight.detach(), None, 1.0, None, num_classes)
+        if layer.bias is not None:
+            plain = replace(plain, bias=layer.bias.detach())
+        for scale, cap in product(*_decorations(model.config)):
+            head = replace(plain, scale=scale, soft_cap=cap)
+            if _agree(head(hidden), own, layer.weight.dtype):
+                return head
+        raise ModelError(
+            f"{_name(model)}: its logits are no scaled, soft-capped linear map of its last hidden"
+            " states"
+        )
+
+
+@torch.inference_mode()
+def _probe(model: Any, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Last hidden states [n, D] and the model's own logits [n, V] of a few fixed token ids."""
+    embeddings = model.get_input_embeddings().weight
+    rows = min(num_classes, len(embeddings))
+    steps = torch.arange(1, _PROBE_TOKENS + 1, device=embeddings.device)
+    input_ids = (steps * 7919 % rows)[None]
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+    own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
+    return hidden, own.float()
+
+
+def _decorations(config: Any) -> tuple[list[float], list[float | None]]:
+    """The factors and soft-caps that the config may mean; a name alone does not say `/` or `*`.
+
+    What the config names comes first: a cap far above the probe's logits cannot be seen in them.
+    """
+    config = config.get_text_config()
+    scales = []
+    for name in _SCALES:
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value:
+            scales += [float(value), 1.0 / value]
+    caps = [float(cap) for name in _CAPS if (cap := getattr(config, name, None))]
+    return [*scales, 1.0], [*caps, None]
+
+
+def _agree(ours: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
+    """Equal within a few roundings of the model's dtype."""
+    tolerance = 8 * torch.finfo(dtype).eps * float(own.abs().max().clamp(min=1e-3))
+    return bool(((ours - own.to(ours)).abs() <= tolerance).all())
+
+
+def _name(model: Any) -> str:
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
