@@ -1,0 +1,130 @@
+"""Metrics per slice (language, ...) as tables that are shaded as heat maps.
+
+metrics with a slice -> one table per sliced column and metric: slices down, models across
+"""
+
+from collections.abc import Sequence
+
+from pipeline.metrics import Metric
+from pipeline.report.findings import primary_column
+from pipeline.report.markup import Html, element, join, text_in_own_direction
+from pipeline.report.model import Comparison
+from pipeline.report.rows import (
+    ABSENT,
+    Column,
+    Row,
+    best_rows,
+    columns_of,
+    decimals_of,
+    rows_of,
+)
+from pipeline.report.sections import run_headings, scrolling
+
+LANGUAGE_COLUMNS = ("language", "lang", "locale")  # the page adds the language's own name to these
+
+
+def slices_section(comparison: Comparison) -> Html:
+    """Every sliced column: the metric of the verdict open, the others folded; empty without any."""
+    metrics = [m for t in comparison.teachers for m in t.metrics]
+    metrics += [m for run in comparison.runs for m in run.result.metrics]
+    by_column: dict[str, list[str]] = {}
+    for metric in metrics:
+        column, separator, _ = metric.slice.partition("=")
+        if separator and metric.slice not in by_column.setdefault(column, []):
+            by_column[column].append(metric.slice)
+    parts = [_sliced(comparison, name, slices, metrics) for name, slices in by_column.items()]
+    return join(*parts)
+
+
+def shades(
+    rows: Sequence[Sequence[float | None]], lower_is_better: bool = False
+) -> list[list[float | None]]:
+    """Shades in [0, 100] over a whole table, the better the darker; None stays None."""
+    present = [value for row in rows for value in row if value is not None]
+    low, high = min(present, default=0.0), max(present, default=1.0)
+    spread = (high - low) or 1.0
+    ends = (high, low) if lower_is_better else (low, high)
+    sign = -1.0 if lower_is_better else 1.0
+    return [
+        [None if v is None else 100 * sign * (v - ends[0]) / spread for v in row] for row in rows
+    ]
+
+
+def heat_cell(text: str, shade: float | None, *, best: bool = False) -> Html:
+    """A number on its shade; the text says it all, the shade only helps the eye."""
+    if shade is None:
+        return element("td", ABSENT, class_="absent")
+    inner = element("b", text, title="best student") if best else text
+    return element("td", inner, class_="best" if best else None, style=f"--v:{shade:.0f}")
+
+
+def _sliced(
+    comparison: Comparison, name: str, slices: Sequence[str], metrics: Sequence[Metric]
+) -> Html:
+    known = set(slices)
+    columns = columns_of((m for m in metrics if m.slice in known), slice=None)
+    primary = primary_column(comparison)
+    columns.sort(key=lambda column: primary is None or column.name != primary.name)
+    tables = []
+    for i, column in enumerate(columns):
+        unit = element("span", f" {column.unit}", class_="unit") if column.unit else Html("")
+        summary = element("summary", column.heading, unit)
+        tables.append(
+            element("details", summary, _slice_table(comparison, name, slices, column), open=i == 0)
+        )
+    lead = f"{len(slices)} slices. The darker the better; underlined: the best student of the row."
+    return element(
+        "section",
+        element("h2", join("By ", text_in_own_direction(name))),
+        element("p", lead, class_="lead"),
+        *tables,
+    )
+
+
+def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], column: Column) -> Html:
+    by_slice = [rows_of(comparison, slice) for slice in slices]
+    labels = [row.label for row in by_slice[0]]
+    values = [[row.values.get(column.name) for row in rows] for rows in by_slice]
+    decimals = decimals_of(column.unit, [v for row in values for v in row if v is not None])
+    colours = shades(values, column.direction == "lower")
+    body = []
+    for slice, rows, shaded in zip(slices, by_slice, colours, strict=True):
+        value = slice.removeprefix(f"{name}=")
+        body.append(
+            element("tr", _slice_heading(name, value), *_cells(rows, shaded, column, decimals))
+        )
+    means = _means(by_slice, column)
+    cells = [element("td", _text_of(row.values.get(column.name), decimals)) for row in means]
+    last = element("th", "Mean of slices", scope="row")
+    body.append(element("tr", last, *cells, class_="total"))
+    head = element("tr", element("th", name, scope="col"), *run_headings(comparison, labels))
+    return scrolling(element("thead", head), element("tbody", *body), class_="heat")
+
+
+def _cells(
+    rows: Sequence[Row], shaded: Sequence[float | None], column: Column, decimals: int
+) -> list[Html]:
+    best = best_rows(rows, column)
+    return [
+        heat_cell(_text_of(row.values.get(column.name), decimals), shade, best=i in best)
+        for i, (row, shade) in enumerate(zip(rows, shaded, strict=True))
+    ]
+
+
+def _means(by_slice: Sequence[Sequence[Row]], column: Column) -> list[Row]:
+    """Each model's plain mean over its slices, none where a slice is missing."""
+    means = []
+    for rows in zip(*by_slice, strict=True):
+        values = [row.values[column.name] for row in rows if column.name in row.values]
+        whole = {column.name: sum(values) / len(values)} if len(values) == len(rows) else {}
+        means.append(Row(rows[0].label, rows[0].role, whole))
+    return means
+
+
+def _slice_heading(name: str, value: str) -> Html:
+    code = value if name in LANGUAGE_COLUMNS else None
+    return element("th", text_in_own_direction(value), scope="row", data_language=code)
+
+
+def _text_of(value: float | None, decimals: int) -> str:
+    return ABSENT if value is None else f"{value:,.{decimals}f}"
