@@ -41,7 +41,7 @@ def member_of(family: Mapping[str, type[Model]], kind: str) -> Any:
             raise ConfigError(f"{kind} {name!r} is not known{did_you_mean(str(name), family)}")
         return family[name].model_validate(value)
 
-    return BeforeValidator(pick), SerializeAsAny[Any]()
+    return BeforeValidator(pick), SerializeAsAny()  # type: ignore[type-arg]
 
 
 def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:

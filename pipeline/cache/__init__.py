@@ -1,0 +1,37 @@
+"""The shelf: what a teacher said, in files, by example.
+
+    CacheWriter(path, draft) -- shard(i).add(example) --> files -- TeacherCache.open(path) --> [i]
+
+It knows arrays and files, never a model or a loss. data/README.md describes the files.
+"""
+
+from pipeline.cache.codecs import CODECS, Codec
+from pipeline.cache.manifest import (
+    Draft,
+    Identity,
+    Manifest,
+    Signal,
+    TargetsSpec,
+    read_manifest,
+    require_same,
+)
+from pipeline.cache.order import epoch_order
+from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
+from pipeline.cache.writer import CacheWriter, ShardWriter
+
+__all__ = [
+    "CODECS",
+    "STREAM_BLOCK",
+    "CacheWriter",
+    "Codec",
+    "Draft",
+    "Identity",
+    "Manifest",
+    "ShardWriter",
+    "Signal",
+    "TargetsSpec",
+    "TeacherCache",
+    "epoch_order",
+    "read_manifest",
+    "require_same",
+]

@@ -1,0 +1,247 @@
+"""An opened cache: any example by row or by id, or a shuffled stream of all.
+
+    manifest.json -> row or id -> shard (opened when first needed) -> record batch -> CachedExample
+
+Opening reads the manifest and nothing else. At most `_OPEN_SHARDS` shards are open at a time, and
+what was decompressed last is kept up to `_MEMORY` bytes. A cache is safe in threads and after a
+fork, and is pickled as its path, so that it can be handed to DataLoader workers.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from pipeline.cache.hidden import CHUNK_ROWS
+from pipeline.cache.index import find_rows, read_ids, read_split
+from pipeline.cache.manifest import Manifest, read_manifest
+from pipeline.cache.order import epoch_order
+from pipeline.cache.rows import Batch, find_shift
+from pipeline.cache.shards import Shard, read_column, shard_folder
+from pipeline.errors import CacheError, did_you_mean
+from pipeline.examples import CachedExample
+
+STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
+_OPEN_SHARDS = 32
+_MEMORY = 256 * 2**20
+
+Value = TypeVar("Value")
+
+
+class _Recent(Generic[Value]):
+    """Keeps what was used last, up to a limit of cost."""
+
+    def __init__(self, limit: int, cost: Callable[[Value], int]) -> None:
+        self._limit, self._cost, self._total = limit, cost, 0
+        self._kept: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = make()
+        self._kept[key] = value
+        self._total += self._cost(value)
+        while self._total > self._limit and len(self._kept) > 1:
+            self._total -= self._cost(self._kept.popitem(last=False)[1])
+        return value
+
+
+class _Opened:
+    """What one process holds open: never shared over a fork, where a lock may be held for ever."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.RLock()
+        self.shards: _Recent[Shard] = _Recent(_OPEN_SHARDS, lambda _: 1)
+        self.batches: _Recent[Batch] = _Recent(_MEMORY, lambda batch: batch.nbytes)
+        self.blocks: _Recent[np.ndarray] = _Recent(_MEMORY, lambda block: block.nbytes)
+
+
+class TeacherCache:
+    """A finished cache, read-only.
+
+    Attributes:
+        path: its folder.
+        manifest: what it holds and what it was made from.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._state = _Opened()
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TeacherCache":
+        """Open a cache; no shard is touched.
+
+        Raises:
+            CacheError: no cache, an unfinished one, a damaged manifest, a newer format.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The folder of the teacher's tokenizer."""
+        return self.path / "tokenizer"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TeacherCache.open, (self.path,)
+
+    def __len__(self) -> int:
+        return self.manifest.num_examples
+
+    def __getitem__(self, row: int) -> CachedExample:
+        """Read one example; negative rows count from the end.
+
+        Raises:
+            IndexError: outside the cache.
+            CacheError: damaged, or targets that belong to another text.
+        """
+        at = row + len(self) if row < 0 else row
+        if not 0 <= at < len(self):
+            raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
+        index, local = divmod(at, self.manifest.shard_examples)
+        batch, inside = self._batch(index, local)
+        hidden = {name: self._read_hidden(index, local, name) for name in self.manifest.signals}
+        try:
+            example = batch.example(inside, hidden)
+            found = find_shift(example) if self.manifest.shifted else None
+        except (ValueError, IndexError) as error:
+            raise self._damage(index, at, str(error)) from error
+        if found:
+            raise self._damage(index, at, f"example {example.example_id!r} has {found}")
+        return example
+
+    def by_id(self, example_id: str) -> CachedExample:
+        """Read the example of an id.
+
+        Raises:
+            CacheError: the cache has no such example.
+        """
+        row = self._find(example_id)
+        if row is None:
+            raise CacheError(
+                f"{self.path}: has no example {example_id!r} among its {len(self):,}; read the data"
+                " set that it was cached from"
+            )
+        return self[row]
+
+    def __contains__(self, example_id: object) -> bool:
+        return isinstance(example_id, str) and self._find(example_id) is not None
+
+    def ids(self, split: str | None = None) -> Iterator[str]:
+        """The ids, in stored order, of all examples or of one split."""
+        wanted = None if split is None else set(self.split_indices(split).tolist())
+        size = self.manifest.shard_examples
+        for index in range(self.manifest.num_shards):
+            self._shard(index)  # checks it
+            for local, example_id in enumerate(
+                read_column(shard_folder(self.path, index), "example_id")
+            ):
+                if wanted is None or index * size + local in wanted:
+                    yield example_id
+
+    def split_indices(self, split: str) -> np.ndarray:
+        """Rows whose column `split` equals this one, ascending, [n] int64.
+
+        Raises:
+            CacheError: no split is carried, or none of this name.
+        """
+        if "split" not in self.manifest.columns:
+            raise CacheError(
+                f"{self.path}: carries no column 'split'; cache the teacher again with it"
+            )
+        rows = np.flatnonzero(pc.fill_null(pc.equal(self._splits, split), False).to_numpy())
+        if not len(rows):
+            known = [name for name in pc.unique(self._splits).to_pylist() if name is not None]
+            raise CacheError(f"{self.path}: has no split {split!r}{did_you_mean(split, known)}")
+        return rows.astype(np.int64)
+
+    def stream(
+        self,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        indices: np.ndarray | None = None,
+        shuffle: bool = True,
+    ) -> Iterator[CachedExample]:
+        """Read one epoch: every `world_size`-th example of `epoch_order`, from `rank` on.
+
+        Args:
+            indices: the rows to visit, all by default; their order matters only without `shuffle`.
+        """
+        rows = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        order = epoch_order(np.sort(rows), STREAM_BLOCK, seed, epoch) if shuffle else rows
+        for row in order[rank::world_size]:
+            yield self[int(row)]
+
+    @property
+    def _opened(self) -> _Opened:
+        if self._state.process != os.getpid():
+            self._state = _Opened()
+        return self._state
+
+    @cached_property
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        return read_ids(self.path)
+
+    @cached_property
+    def _splits(self) -> Any:
+        return read_split(self.path)
+
+    def _find(self, example_id: str) -> int | None:
+        for row in find_rows(self._index, example_id):
+            index, local = divmod(int(row), self.manifest.shard_examples)
+            batch, inside = self._batch(index, local)
+            if batch.example_id(inside) == example_id:
+                return int(row)
+        return None
+
+    def _shard(self, index: int) -> Shard:
+        folder, digest = shard_folder(self.path, index), self.manifest.shards[index].sha256
+        with self._opened.lock:
+            return self._opened.shards.get(index, lambda: Shard(folder, self.manifest, digest))
+
+    def _batch(self, index: int, local: int) -> tuple[Batch, int]:
+        """The record batch of a shard's row, and the row inside it."""
+        with self._opened.lock:
+            shard = self._shard(index)
+            batch, inside = shard.locate(local)
+            key = (index, batch)
+            return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside
+
+    def _read_hidden(self, index: int, local: int, name: str) -> torch.Tensor:
+        signal = self.manifest.signals[name]
+        batch, inside = self._batch(index, local)
+        rows = slice(local, local + 1) if signal.per == "example" else batch.features(inside)
+        first, last = rows.start // CHUNK_ROWS, max(rows.stop - 1, rows.start) // CHUNK_ROWS
+        blocks = [self._block(index, name, block) for block in range(first, last + 1)]
+        values = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        offset = first * CHUNK_ROWS
+        picked = values[rows.start - offset : rows.stop - offset].astype(np.float32)
+        if len(picked) != rows.stop - rows.start:
+            found = f"signal {name} has {len(picked)} of {rows.stop - rows.start} vectors"
+            raise self._damage(index, index * self.manifest.shard_examples + local, found)
+        return torch.from_numpy(picked)
+
+    def _block(self, index: int, name: str, block: int) -> np.ndarray:
+        with self._opened.lock:
+            shard = self._shard(index)
+            key = (index, name, block)
+            return self._opened.blocks.get(key, lambda: shard.read_block(name, block))
+
+    def _damage(self, index: int, row: int, found: str) -> CacheError:
+        return CacheError(
+            f"{shard_folder(self.path, index)}: row {row}: {found}; the shard is damaged or its"
+            " targets belong to another text, cache the teacher again"
+        )

@@ -1,0 +1,114 @@
+"""The folder of one finished shard, opened for reading.
+
+    shards/00000/  shard.json -> rows.arrow (record batches), hidden.zarr (chunks of 512 rows)
+
+Everything read is checked against shard.json, and shard.json against the manifest, before a byte of
+it is believed: a chunk that is missing would otherwise be read as zeros.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import zarr
+
+from pipeline.cache.hidden import read_block
+from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.rows import Batch
+from pipeline.errors import CacheError
+
+ROWS = "rows.arrow"
+HIDDEN = "hidden.zarr"
+SHARD = "shard.json"
+
+
+def shard_folder(path: Path, index: int) -> Path:
+    """<cache>/shards/<five digits>."""
+    return path / "shards" / f"{index:05d}"
+
+
+def hash_file(file: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_damage(folder: Path, info: ShardInfo) -> str | None:
+    """The first file of a shard that is missing or has another size, None where all is there."""
+    for name, (size, _) in info.files.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            return f"{file}: is missing"
+        if found != size:
+            return f"{file}: has {found:,} bytes, expected {size:,}"
+    return None
+
+
+def read_column(folder: Path, name: str) -> Iterator[Any]:
+    """The values of one column of a shard, in order; no other column is decompressed."""
+    with pa.memory_map(str(folder / ROWS)) as file:
+        field = pa.ipc.open_file(file).schema.get_field_index(name)
+        options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
+        reader = pa.ipc.open_file(file, options=options)
+        for index in range(reader.num_record_batches):
+            yield from reader.get_batch(index).column(0).to_pylist()
+
+
+class Shard:
+    """An open shard: finds the record batch of a row, reads batches and chunks."""
+
+    def __init__(self, folder: Path, draft: Draft, sha256: str) -> None:
+        """Open and check it.
+
+        Raises:
+            CacheError: a file is missing, of another size, or of another cache.
+        """
+        self._folder = folder
+        self._draft = draft
+        self.info = read_shard(folder)
+        damage = find_damage(folder, self.info)
+        if hash_file(folder / SHARD) != sha256:
+            damage = f"{folder / SHARD}: is not the one that the manifest was written for"
+        if damage:
+            raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
+        self._batch_ends = list(accumulate(self.info.batch_rows))
+        try:
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            self._rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS)), options=options)
+            self._hidden = zarr.open_group(folder / HIDDEN, mode="r") if draft.signals else None
+        except (OSError, ValueError) as error:
+            raise self._damage(error) from error
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The record batch of a row of the shard, and the row inside it."""
+        batch = bisect_right(self._batch_ends, row)
+        return batch, row - (self._batch_ends[batch - 1] if batch else 0)
+
+    def read_batch(self, index: int) -> Batch:
+        """Decompress one record batch."""
+        try:
+            batch = self._rows.get_batch(index)
+            batch.validate(full=True)  # a broken offset must not reach memory
+        except (OSError, ValueError) as error:
+            raise self._damage(error) from error
+        return Batch(batch, self._draft)
+
+    def read_block(self, signal: str, block: int) -> np.ndarray:
+        """Decode one chunk of a signal."""
+        try:
+            return read_block(self._hidden, signal, block)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damage(error) from error
+
+    def _damage(self, error: Exception) -> CacheError:
+        reason = " ".join(str(error).split())
+        return CacheError(
+            f"{self._folder}: cannot be read ({reason}); the shard is damaged, copy or cache it"
+            " again"
+        )

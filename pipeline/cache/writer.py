@@ -1,0 +1,298 @@
+"""Writing a cache so that a crash at any instant costs at most the shards that were under way.
+
+    draft.json -> per shard: rows.arrow, hidden.zarr, then shard.json -> index -> manifest.json
+
+A shard stands when its shard.json does, a cache when its manifest.json does; both appear by rename
+after everything they speak of is on the disk. The same draft and examples give the same bytes, in
+whatever order and however often interrupted.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.cache.hidden import HiddenWriter
+from pipeline.cache.index import SPLIT, write_ids, write_split
+from pipeline.cache.manifest import (
+    DRAFT,
+    MANIFEST,
+    Draft,
+    Manifest,
+    ShardInfo,
+    ShardSummary,
+    Totals,
+    read_draft,
+    read_manifest,
+    read_shard,
+    require_same,
+)
+from pipeline.cache.rows import check_example, count_features, encode_batch, make_schema
+from pipeline.cache.shards import (
+    HIDDEN,
+    ROWS,
+    SHARD,
+    find_damage,
+    hash_file,
+    read_column,
+    shard_folder,
+)
+from pipeline.errors import CacheError, DataError
+from pipeline.examples import CachedExample
+from pipeline.runs import write_json
+
+# A record batch is what a random read decompresses and what the writer holds in memory.
+_BATCH_ENTRIES = 131_072
+_BATCH_EXAMPLES = 256
+_ZSTD_LEVEL = 3
+
+
+class ShardWriter:
+    """Takes the examples of one shard, in order, from one thread at a time."""
+
+    def __init__(self, folder: Path, draft: Draft, index: int) -> None:
+        self._folder = folder
+        self._draft = draft
+        self._waiting: list[CachedExample] = []
+        self._batch_rows: list[int] = []
+        self._ids = hashlib.sha256()
+        self._info = {"index": index, "first_row": index * draft.shard_examples}
+        self._counts = {"examples": 0, "targets": 0, "features": 0, "tokens": 0}
+        self._written_features = 0
+        self._waiting_entries = 0
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _ZSTD_LEVEL))
+        self._sink = pa.OSFile(str(folder / ROWS), "wb")
+        self._rows = pa.ipc.new_file(self._sink, make_schema(draft), options=options)
+        self._hidden = HiddenWriter(folder / HIDDEN, draft.signals)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes in rows.arrow so far."""
+        return 0 if self._sink.closed else int(self._sink.tell())
+
+    def add(self, example: CachedExample) -> None:
+        """Append an example.
+
+        Raises:
+            DataError: its counts, shapes, ids, labels or columns do not fit.
+            NumericalError: it holds NaN or infinity.
+        """
+        check_example(example, self._draft)
+        layout = self._draft.layout
+        self._waiting.append(example)
+        self._waiting_entries += len(example.targets) * (layout.top_k + layout.tail_draws)
+        self._hidden.append(example.hidden)
+        self._ids.update(f"{example.example_id}\n".encode())
+        self._counts["examples"] += 1
+        self._counts["targets"] += len(example.targets)
+        self._counts["features"] += count_features(example, self._draft)
+        self._counts["tokens"] += len(example.input_ids)
+        full = self._waiting_entries >= _BATCH_ENTRIES or len(self._waiting) >= _BATCH_EXAMPLES
+        if full:
+            self._write_batch()
+
+    def commit(self) -> None:
+        """Write what waits, bring every file to the disk, then shard.json."""
+        expected = self._draft.shard_size(self._info["index"])
+        if self._counts["examples"] != expected:
+            raise CacheError(
+                f"{self._folder}: {self._counts['examples']} examples were added, expected"
+                f" {expected}; the data set has changed, cache it into another folder"
+            )
+        if self._waiting:
+            self._write_batch()
+        self._rows.close()
+        self._sink.close()
+        self._hidden.close()
+        files = sorted(file for file in self._folder.rglob("*") if file.is_file())
+        _sync(self._folder)
+        info = ShardInfo(
+            **self._info,
+            **self._counts,
+            batch_rows=self._batch_rows,
+            ids=self._ids.hexdigest(),
+            files={
+                file.relative_to(self._folder).as_posix(): (file.stat().st_size, hash_file(file))
+                for file in files
+            },
+        )
+        write_json(self._folder / SHARD, info.model_dump(mode="json"))
+        _sync_folder(self._folder)
+        _sync_folder(self._folder.parent)
+
+    def abandon(self) -> None:
+        """Let go of rows.arrow where commit() did not come to it."""
+        self._sink.close()
+
+    def _write_batch(self) -> None:
+        batch = encode_batch(self._waiting, self._draft, self._written_features)
+        self._rows.write_batch(batch)
+        self._written_features = self._counts["features"]
+        self._batch_rows.append(len(self._waiting))
+        self._waiting = []
+        self._waiting_entries = 0
+
+
+class CacheWriter:
+    """The folder of a cache under way.
+
+    Attributes:
+        path: the folder.
+        draft: what it is begun with.
+        finished: the shards that stand and need not be written again.
+    """
+
+    def __init__(self, path: Path, draft: Draft) -> None:
+        """Begin a cache, or continue the one that was begun there.
+
+        Raises:
+            MismatchError: it was begun with another draft; names the fields.
+            DataError: no examples, or a carried column of a reserved name.
+            CacheError: the folder has shards of unknown origin.
+        """
+        if draft.num_examples == 0:
+            raise DataError(f"{path}: the data set has no examples; there is nothing to cache")
+        make_schema(draft)
+        self.path = path
+        self.draft = draft
+        begun = self._read_begun()
+        if begun is None:
+            write_json(path / DRAFT, draft.model_dump(mode="json"))
+        else:
+            remedy = "Cache the teacher again into another folder, or go back to those settings"
+            require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
+        self.finished = {index for index in range(draft.num_shards) if self._stands(index)}
+        self._bytes = sum(read_shard(shard_folder(path, i)).bytes for i in self.finished)
+        self._current: ShardWriter | None = None
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the shards that stand and of the rows of the one under way."""
+        current = self._current
+        return self._bytes + (current.bytes_written if current else 0)
+
+    @contextmanager
+    def shard(self, index: int) -> Iterator[ShardWriter]:
+        """Write one shard; it stands when the block ends without an error.
+
+        Raises:
+            CacheError: the disk refused, or the number of examples is not the draft's.
+        """
+        if index in self.finished or not 0 <= index < self.draft.num_shards:
+            raise ValueError(f"shard {index} is finished or outside {self.draft.num_shards}")
+        folder = shard_folder(self.path, index)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._current = writer = ShardWriter(folder, self.draft, index)
+            try:
+                yield writer
+                writer.commit()
+            finally:
+                self._current = None
+                writer.abandon()
+        except OSError as error:
+            raise CacheError(
+                f"{folder}: cannot be written ({error.strerror or error}); {len(self.finished)} of"
+                f" {self.draft.num_shards} shards are safe, run the same command again to continue"
+            ) from error
+        self.finished.add(index)
+        self._bytes += read_shard(folder).bytes
+
+    def finish(self) -> Manifest:
+        """Write the index and, last, manifest.json; nothing where it stands already.
+
+        Raises:
+            CacheError: shards are missing.
+            DataError: an example id that stands twice.
+        """
+        if (self.path / MANIFEST).is_file():
+            return read_manifest(self.path)
+        missing = sorted(set(range(self.draft.num_shards)) - self.finished)
+        if missing:
+            raise CacheError(
+                f"{self.path}: {len(missing)} of {self.draft.num_shards} shards are missing, the"
+                f" first is {missing[0]}; run the same command again to continue"
+            )
+        write_ids(self.path, self._column("example_id"), self._id_of)
+        if "split" in self.draft.columns:
+            write_split(self.path, list(self._column("split")))
+        _sync(self.path / Path(SPLIT).parent)
+        manifest = self._make_manifest()
+        content = {"version": manifest.version} | manifest.model_dump(mode="json")
+        write_json(self.path / MANIFEST, content)
+        (self.path / DRAFT).unlink(missing_ok=True)
+        _sync_folder(self.path)
+        return manifest
+
+    def _read_begun(self) -> Draft | None:
+        if (self.path / MANIFEST).is_file():
+            return read_manifest(self.path)
+        if (self.path / DRAFT).is_file():
+            return read_draft(self.path)
+        if (self.path / "shards").exists():
+            raise CacheError(
+                f"{self.path}: has shards but neither {DRAFT} nor {MANIFEST}, so nobody knows what"
+                " they are; remove the folder or choose another"
+            )
+        return None
+
+    def _stands(self, index: int) -> bool:
+        folder = shard_folder(self.path, index)
+        return (folder / SHARD).is_file() and find_damage(folder, read_shard(folder)) is None
+
+    def _column(self, name: str) -> Iterator[Any]:
+        folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
+        return chain.from_iterable(read_column(folder, name) for folder in folders)
+
+    def _id_of(self, row: int) -> str:
+        shard, local = divmod(row, self.draft.shard_examples)
+        ids = read_column(shard_folder(self.path, shard), "example_id")
+        return str(next(islice(ids, local, None)))
+
+    def _make_manifest(self) -> Manifest:
+        folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
+        infos = [read_shard(folder) for folder in folders]
+        names = ("examples", "targets", "features", "tokens", "bytes")
+        return Manifest(
+            **_dump_draft(self.draft),
+            shards=[
+                ShardSummary(
+                    first_row=info.first_row,
+                    examples=info.examples,
+                    sha256=hash_file(folder / SHARD),
+                )
+                for folder, info in zip(folders, infos, strict=True)
+            ],
+            totals=Totals(**{name: sum(getattr(i, name) for i in infos) for name in names}),
+        )
+
+
+def _dump_draft(draft: Draft) -> dict[str, Any]:
+    """The draft's own fields, of a manifest too."""
+    return draft.model_dump(mode="json", include=set(Draft.model_fields))
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder and all below it to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
