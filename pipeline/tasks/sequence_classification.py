@@ -1,0 +1,189 @@
+"""One label per text or pair of texts: topics, sentiment, entailment.
+
+row -> tokens, cut on the right -> Example with one target -> scores -> accuracy, F1, report
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.examples import Example
+from pipeline.metrics import Metric, expected_calibration_error, precision_recall_f1
+from pipeline.targets import UNLABELLED
+from pipeline.tasks.base import Batch, Scores, Task
+from pipeline.tasks.causal_lm import teacher_metrics
+
+_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
+_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+
+
+class SequenceClassification(Task):
+    """The class of a whole text; rows bring `text`, maybe `text_pair`, maybe `label`.
+
+    Attributes:
+        max_length: tokens read at most, special tokens included; what is longer is cut on the
+            right (of a pair, the longer text first). Left out, it is what the tokenizer's model
+            reads, for teacher and student each by its own tokenizer.
+        labels: class names in order; taken from the rows by the caller where left out.
+    """
+
+    head: ClassVar = "sequence"
+    auto_class: ClassVar = "AutoModelForSequenceClassification"
+    features: ClassVar = "tokens"
+    same_tokens: ClassVar = False
+
+    name: Literal["sequence-classification"] = "sequence-classification"
+    max_length: int | None = Field(default=None, ge=2)
+    labels: list[str] | None = Field(default=None, min_length=2)
+
+    def num_classes(self, tokenizer: Any) -> int:
+        """The number of labels.
+
+        Raises:
+            ConfigError: the labels were neither configured nor taken from the rows.
+        """
+        return len(self._known_labels())
+
+    def examples(
+        self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
+    ) -> Iterator[Example]:
+        """See `Task.examples`; an example's segments are the token types of a pair."""
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+            for row, ids, lengths in zip(chunk, *self._tokenize(chunk, tokenizer), strict=True):
+                yield Example(
+                    example_id=str(row["id"]),
+                    input_ids=ids,
+                    segment_lengths=lengths,
+                    target_positions=np.zeros(1, dtype=np.int32),
+                    label_ids=np.array([self._label_id(row)], dtype=np.int32),
+                    columns={c: row[c] for c in ("split", *carry) if c in row},
+                )
+
+    def batch(self, examples: Sequence[Example], pad_id: int) -> Batch:
+        """See `Task.batch`; the second text of a pair has token type 1, and both see each other."""
+        batch = super().batch(examples, pad_id)
+        if all(len(example.segment_lengths) == 1 for example in examples):
+            return batch
+        types = torch.zeros_like(batch.inputs["input_ids"])
+        for row, example in enumerate(examples):
+            first, last = int(example.segment_lengths[0]), len(example.input_ids)
+            types[row, first:last] = 1
+        inputs = {**batch.inputs, "token_type_ids": types}
+        return Batch(inputs, batch.target_index, batch.feature_index, batch.examples)
+
+    def metrics(self, scores: Scores) -> list[Metric]:
+        """Accuracy, macro F1, loss and calibration on labels; agreement and KL with the teacher."""
+        labelled = scores.where(scores.label_ids != UNLABELLED)
+        found = []
+        if len(labelled.label_ids):
+            correct = labelled.predictions == labelled.label_ids
+            _, _, f1, support = self._per_class(labelled)
+            ece = expected_calibration_error(labelled.confidence, correct)
+            found += [
+                Metric("accuracy", 100.0 * float(correct.mean()), "%", "higher"),
+                Metric("macro_f1", 100.0 * float(f1[support > 0].mean()), "%", "higher"),
+                Metric("loss", -float(labelled.label_log_probs.mean()), "nats", "lower"),
+                Metric("ece", ece, "%", "lower"),
+            ]
+        return found + teacher_metrics(scores)
+
+    def details(self, scores: Scores) -> dict[str, Any]:
+        """A classification report (shares in percent) and a confusion matrix.
+
+        Rows of the matrix are labels, columns predictions, both in the order of `labels`. Empty
+        where nothing is labelled.
+        """
+        labelled = scores.where(scores.label_ids != UNLABELLED)
+        if len(labelled.label_ids) == 0:
+            return {}
+        names = self._known_labels()
+        columns = self._per_class(labelled)
+        report = {
+            name: {
+                "precision": 100.0 * float(precision),
+                "recall": 100.0 * float(recall),
+                "f1": 100.0 * float(f1),
+                "support": int(support),
+            }
+            for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+        }
+        pairs = labelled.label_ids * len(names) + labelled.predictions
+        matrix = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
+        confusion = {"labels": names, "counts": matrix.tolist()}
+        return {"classification_report": report, "confusion_matrix": confusion}
+
+    def _per_class(self, scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        classes = len(self._known_labels())
+        return precision_recall_f1(scores.label_ids, scores.predictions, classes)
+
+    def _known_labels(self) -> list[str]:
+        if self.labels is None:
+            raise ConfigError(
+                "task sequence-classification: the data has no label column and task.labels is"
+                " empty; name the classes in task.labels"
+            )
+        return self.labels
+
+    def _label_id(self, row: Mapping[str, Any]) -> int:
+        label = row.get("label")
+        if label is None:
+            return UNLABELLED
+        if self.labels is not None and not 0 <= label < len(self.labels):
+            raise DataError(
+                f"example {row['id']}: label {label} is outside the label set of"
+                f" {len(self.labels)} ({', '.join(self.labels)}); mend the data or task.labels"
+            )
+        return int(label)
+
+    def _tokenize(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Token ids and segment lengths of each row."""
+        texts, pairs = _column(rows, "text"), None
+        if rows[0].get("text_pair") is not None:
+            pairs = _column(rows, "text_pair")
+        limit = self.max_length
+        if limit is None and tokenizer.model_max_length < _NO_LIMIT:
+            limit = tokenizer.model_max_length
+        side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
+        try:
+            encoded = tokenizer(texts, pairs, truncation=limit is not None, max_length=limit)
+        finally:
+            tokenizer.truncation_side = side
+        ids = [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
+        for row, one in zip(rows, ids, strict=True):
+            _check_length(row, one, tokenizer)
+        types = encoded.get("token_type_ids") if pairs else None
+        return ids, [_segments(one, types[i] if types else None) for i, one in enumerate(ids)]
+
+
+def _segments(ids: np.ndarray, types: Sequence[int] | None) -> np.ndarray:
+    second = int(np.sum(types)) if types is not None else 0
+    lengths = [len(ids) - second, second] if second else [len(ids)]
+    return np.array(lengths, dtype=np.int32)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    for row in rows:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
+                f" map the right column with data.columns.{column}"
+            )
+    return [row[column] for row in rows]
+
+
+def _check_length(row: Mapping[str, Any], ids: np.ndarray, tokenizer: Any) -> None:
+    if len(ids) == 0:
+        raise DataError(f"example {row['id']}: its text gives no token; leave it out of the data")
+    if len(ids) > tokenizer.model_max_length:
+        raise DataError(
+            f"example {row['id']}: is {len(ids):,} tokens long, the model reads"
+            f" {tokenizer.model_max_length:,}; set task.max_length to at most that"
+        )
