@@ -39,7 +39,7 @@ def member_of(family: Mapping[str, type[Model]], kind: str) -> Any:
         name = value.get("name")
         if not isinstance(name, str) or name not in family:
             raise ConfigError(f"{kind} {name!r} is not known{did_you_mean(str(name), family)}")
-        return family[name].model_validate(value)
+        return parse_config(family[name], value, f"{kind} {name!r}")
 
     return BeforeValidator(pick), SerializeAsAny()  # type: ignore[type-arg]
 

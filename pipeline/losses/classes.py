@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 
-_CPU_ELEMENTS = 1 << 18  # 1 MB of float32: fits a core's own cache
+_CPU_ELEMENTS = 1 << 20  # 4 MB of float32: measured fastest of 2^16 .. 2^22 at V = 32,000
 _GPU_ELEMENTS = 1 << 26  # 256 MB of float32: large enough to fill a device, small beside its memory
 
 

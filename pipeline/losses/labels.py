@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs, Unit
 from pipeline.losses.classes import pick_classes
@@ -36,9 +37,9 @@ class CrossEntropy(Loss):
         score, others = pick_classes(student.logits, ids, num_classes, exclude=True)
         # A row without a label has no score; any number does, since it is masked below.
         score = torch.where(labelled, score[:, 0], 0.0)
-        normaliser = torch.logaddexp(score, others)
-        losses = normaliser - score
+        losses = functional.softplus(others - score)
         if self.label_smoothing:
-            mean = student.logits[:, :num_classes].mean(dim=1, dtype=losses.dtype)
-            losses = torch.lerp(losses, normaliser - mean, self.label_smoothing)
+            mean = student.logits[:, :num_classes].mean(dim=1, dtype=score.dtype)
+            uniform = torch.logaddexp(score, others) - mean
+            losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
         return torch.where(labelled, losses, 0.0)

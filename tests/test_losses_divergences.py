@@ -1,0 +1,247 @@
+"""Forward KL from sparse targets against the dense one, which it must bound, equal or estimate."""
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_cases import PADDED, V, make_targets, normal
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.losses import Knowledge, StudentOutputs
+from pipeline.losses.divergences import ForwardKL, Tail, bucket_kl, renormalised_kl
+from pipeline.targets import Targets
+
+temperatures = pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+seeds = st.integers(0, 10_000)
+
+
+def kl_of(
+    logits: Tensor, targets: Targets, temperature: float = 1.0, tail: Tail = "auto"
+) -> Tensor:
+    loss = ForwardKL(temperature=temperature, tail=tail)
+    knowledge = Knowledge(targets, targets.label_ids)
+    return loss.per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+
+
+def dense_kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    log_p = (teacher / temperature).log_softmax(dim=1)
+    log_q = (student / temperature).log_softmax(dim=1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def gradient(values: Tensor, leaf: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(values.sum(), leaf)
+    return grad
+
+
+@temperatures
+@given(seed=seeds, scale=st.sampled_from([0.1, 2.0, 20.0]))
+@settings(max_examples=25)
+def test_the_bucket_bounds_the_dense_kl_from_below_and_grows_to_it_with_k(
+    temperature: float, seed: int, scale: float
+) -> None:
+    teacher, student = normal(seed, 5, V, scale=scale), normal(seed + 1, 5, V, scale=scale)
+    dense = dense_kl(teacher, student, temperature)
+    below = torch.zeros_like(dense)
+    for kept in range(V + 1):
+        value = kl_of(student, make_targets(teacher, kept), temperature, "bucket")
+        assert (value >= below - 1e-9 * (1.0 + dense)).all()
+        below = value
+    torch.testing.assert_close(below, dense)
+
+
+@temperatures
+@pytest.mark.parametrize("tail", ["auto", "bucket", "draws", "renormalise"])
+def test_with_every_class_kept_value_and_gradient_are_those_of_the_dense_kl(
+    temperature: float, tail: Tail
+) -> None:
+    teacher, student = normal(0, 5, V, scale=3.0), normal(1, 5, V, scale=3.0).requires_grad_()
+    found = kl_of(student, make_targets(teacher, V), temperature, tail)
+    expected = dense_kl(teacher, student, temperature)
+    torch.testing.assert_close(found, expected)
+    q, p = (student / temperature).softmax(dim=1), (teacher / temperature).softmax(dim=1)
+    torch.testing.assert_close(gradient(found, student), temperature * (q - p))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("kept", [0, 2])
+@temperatures
+def test_the_mean_over_all_possible_draws_is_the_dense_kl_and_its_gradient(
+    temperature: float, kept: int, draws: int
+) -> None:
+    teacher, student = normal(2, 1, V, scale=2.0), normal(3, 1, V, scale=2.0).requires_grad_()
+    head = make_targets(teacher, kept)
+    tail = teacher.softmax(dim=1).scatter(1, head.ids, 0.0)
+    tail = tail[0] / tail.sum()
+    outcomes = torch.tensor(list(product(tail.nonzero()[:, 0].tolist(), repeat=draws)))
+    chance = tail[outcomes].prod(dim=1)
+    every_outcome = Targets(
+        **{
+            **vars(head.select(torch.zeros(len(outcomes), dtype=torch.int64))),
+            "draw_ids": outcomes,
+            "draw_logits": teacher[0][outcomes],
+        }
+    )
+    found = chance @ kl_of(student.expand(len(outcomes), -1), every_outcome, temperature, "draws")
+    expected = dense_kl(teacher, student, temperature)[0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient(found, student), gradient(expected, student))
+
+
+@temperatures
+@given(seed=seeds)
+@settings(max_examples=20)
+def test_draws_and_bucket_vanish_at_equality(temperature: float, seed: int) -> None:
+    teacher = normal(seed, 4, V, scale=3.0)
+    for tail in ("bucket", "draws"):
+        found = kl_of(teacher, make_targets(teacher, 3, draws=4), temperature, tail)
+        torch.testing.assert_close(found, torch.zeros_like(found))
+
+
+@temperatures
+@given(seed=seeds)
+@settings(max_examples=20)
+def test_the_temperature_factor_scales_the_gradient_and_not_only_the_value(
+    temperature: float, seed: int
+) -> None:
+    """The value that is printed and the gradient that is followed are of one function."""
+    targets = make_targets(normal(seed, 1, V), kept=3)
+    student, direction = normal(seed + 1, 1, V).requires_grad_(), normal(seed + 2, 1, V)
+    step = 1e-5 * direction
+    rise = kl_of(student + step, targets, temperature) - kl_of(student - step, targets, temperature)
+    slope = (gradient(kl_of(student, targets, temperature), student) * direction).sum()
+    torch.testing.assert_close(rise.sum().detach() / 2e-5, slope, rtol=1e-5, atol=1e-7)
+
+
+@temperatures
+def test_the_gradient_keeps_its_size_over_temperatures(temperature: float) -> None:
+    """Near uniform it is (student - teacher) / V at every temperature (Hinton et al. 2015)."""
+    teacher, student = normal(0, 3, V, scale=0.01), normal(1, 3, V, scale=0.01).requires_grad_()
+    teacher, centred = teacher - teacher.mean(1, keepdim=True), student - student.mean(1)[:, None]
+    found = gradient(kl_of(student, make_targets(teacher, V), temperature), student)
+    torch.testing.assert_close(found, (centred.detach() - teacher) / V, rtol=0.0, atol=1e-4)
+
+
+def test_auto_takes_draws_where_there_are_some_and_the_bucket_elsewhere() -> None:
+    teacher, student = normal(0, 4, V), normal(1, 4, V)
+    with_draws, without = make_targets(teacher, 3, draws=2), make_targets(teacher, 3)
+    assert torch.equal(kl_of(student, with_draws), kl_of(student, with_draws, tail="draws"))
+    assert torch.equal(kl_of(student, without), kl_of(student, without, tail="bucket"))
+    assert not torch.allclose(kl_of(student, with_draws), kl_of(student, without))
+
+
+def test_draws_that_were_not_cached_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tail: draws, but the cache holds no draws; use tail"):
+        kl_of(normal(0, 2, V), make_targets(normal(1, 2, V), 3), tail="draws")
+
+
+def test_a_temperature_that_was_not_cached_is_refused_with_those_that_were() -> None:
+    with pytest.raises(ConfigError, match=r"temperature 3: the cache holds .* at 1, 2, 4 only"):
+        kl_of(normal(0, 2, V), make_targets(normal(1, 2, V), 3), temperature=3.0)
+
+
+def test_a_model_without_a_teacher_is_told_so() -> None:
+    with pytest.raises(ConfigError, match="targets are needed, found none; give a cache"):
+        ForwardKL().per_position(
+            StudentOutputs(normal(0, 2, V)), Knowledge(None, torch.zeros(2)), nn.ModuleDict()
+        )
+
+
+def test_a_head_that_lacks_classes_is_refused() -> None:
+    with pytest.raises(ModelError, match="its head has 6 classes, the targets 7; use a student"):
+        kl_of(normal(0, 2, V - 1), make_targets(normal(1, 2, V), 3))
+
+
+@pytest.mark.parametrize("tail", ["bucket", "draws", "renormalise"])
+@pytest.mark.parametrize("kept", [0, 2])
+def test_padding_of_a_short_row_is_no_entry(tail: Tail, kept: int) -> None:
+    targets = make_targets(normal(0, 3, V, scale=2.0), kept, draws=3)
+    padded = Targets(
+        **{
+            **vars(targets),
+            "ids": torch.cat([targets.ids, torch.zeros(3, 2, dtype=torch.int64)], dim=1),
+            "logits": torch.cat([targets.logits, torch.full((3, 2), -torch.inf)], dim=1),
+        }
+    )
+    student = normal(1, 3, PADDED).requires_grad_()
+    found, expected = kl_of(student, padded, tail=tail), kl_of(student, targets, tail=tail)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient(found, student), gradient(expected, student))
+
+
+@pytest.mark.parametrize("gap", [-2e4, -60.0, 60.0, 2e4])
+def test_the_bucket_is_accurate_however_little_the_student_puts_on_either_side(gap: float) -> None:
+    """In float32, 1 - sum_S q is 0 or 1 long before the true logarithm stops to matter."""
+    teacher = normal(0, 3, V)
+    targets = make_targets(teacher, 3)
+    student = normal(1, 3, V).scatter_add(1, targets.ids, torch.full_like(teacher, gap))
+    kept = torch.zeros_like(teacher).scatter(1, targets.ids, 1.0).bool()
+    log_p, log_q = teacher.log_softmax(1), student.log_softmax(1)
+    head = torch.where(kept, log_p.exp() * (log_p - log_q), 0.0).sum(1)
+    log_m, log_rest = (x.masked_fill(kept, -torch.inf).logsumexp(1) for x in (log_p, log_q))
+    expected = head + log_m.exp() * (log_m - log_rest)
+    single = student.float().requires_grad_()
+    found = kl_of(single, targets, tail="bucket")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert gradient(found, single).isfinite().all()
+
+
+def test_half_precision_logits_are_computed_in_single_precision() -> None:
+    targets = make_targets(normal(0, 4, V, dtype=torch.float32), 3)
+    student = normal(1, 4, PADDED, dtype=torch.bfloat16).requires_grad_()
+    single = student.detach().float().requires_grad_()
+    found, expected = kl_of(student, targets), kl_of(single, targets)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(gradient(found, student), gradient(expected, single).bfloat16())
+
+
+class SheetCounter(TorchDispatchMode):
+    """Counts the new tensors that are as large as the logits."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.storages: set[int] = set()
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.untyped_storage().nbytes() >= 4 * self.elements:
+            self.kept.append(out)  # alive, so that no address is used twice
+            self.storages.add(out.untyped_storage().data_ptr())
+        return out
+
+
+@pytest.mark.parametrize("tail", ["bucket", "draws", "renormalise"])
+def test_no_sheet_as_large_as_the_logits_is_made_beside_their_gradient(tail: Tail) -> None:
+    rows, classes = 40, 40_000
+    teacher = normal(0, rows, classes, scale=3.0, dtype=torch.float32)
+    targets = make_targets(teacher, 8, draws=4)
+    student = normal(1, rows, classes, dtype=torch.float32).requires_grad_()
+    with SheetCounter(student.numel()) as counter:
+        gradient(kl_of(student, targets, temperature=2.0, tail=tail), student)
+    made = counter.storages - {student.untyped_storage().data_ptr()}
+    assert len(made) == 1
+
+
+def zipf_logits(classes: int) -> Tensor:
+    return -torch.arange(1, classes + 1, dtype=torch.float64).log()[None]
+
+
+def test_renormalising_inflates_the_head_of_a_zipf_distribution() -> None:
+    """The illustration of Anshumann et al. 2025: Zipf over 100,000 classes, 20 kept."""
+    targets = make_targets(zipf_logits(100_000), kept=20)
+    seen = targets.at(1.0)
+    assert seen.log_probs[0, 0].exp().item() == pytest.approx(0.08271, abs=5e-6)
+    assert 1.0 - seen.tail_mass.item() == pytest.approx(0.29758, abs=5e-6)
+    student = zipf_logits(100_000).requires_grad_()
+    pull = {
+        name: gradient(divergence(student, seen), student)[0, 0].item()
+        for name, divergence in (("bucket", bucket_kl), ("renormalise", renormalised_kl))
+    }
+    assert pull["bucket"] == pytest.approx(0.0, abs=1e-12)
+    assert pull["renormalise"] == pytest.approx(0.08271 - 0.27795, abs=1e-5)

@@ -1,0 +1,63 @@
+"""Cross-entropy against PyTorch's own."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from loss_cases import PADDED, V, make_targets, normal
+from torch import nn
+from torch.nn import functional
+
+from pipeline.losses import Knowledge, StudentOutputs
+from pipeline.losses.labels import CrossEntropy
+from pipeline.targets import UNLABELLED
+
+
+@given(
+    st.lists(st.sampled_from([UNLABELLED, *range(V)]), min_size=1, max_size=8),
+    st.sampled_from([0.0, 0.1, 0.7]),
+    st.integers(0, 1000),
+)
+def test_it_is_the_usual_cross_entropy_over_the_classes_of_the_cache(
+    labels: list[int], smoothing: float, seed: int
+) -> None:
+    logits = normal(seed, len(labels), PADDED, scale=5.0).requires_grad_()
+    label_ids = torch.tensor(labels)
+    knowledge = Knowledge(make_targets(normal(seed, len(labels), V), kept=2), label_ids)
+    loss = CrossEntropy(label_smoothing=smoothing)
+    found = loss.per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+    expected = functional.cross_entropy(
+        logits[:, :V], label_ids, reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), logits), torch.autograd.grad(expected.sum(), logits)
+    )
+
+
+def test_without_a_cache_every_class_of_the_head_counts() -> None:
+    logits, label_ids = normal(0, 3, PADDED), torch.tensor([0, PADDED - 1, 4])
+    found = CrossEntropy().per_position(
+        StudentOutputs(logits), Knowledge(None, label_ids), nn.ModuleDict()
+    )
+    expected = functional.cross_entropy(logits, label_ids, reduction="none")
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_single_precision(dtype: torch.dtype) -> None:
+    logits = normal(0, 4, V, scale=5.0, dtype=dtype).requires_grad_()
+    knowledge = Knowledge(None, torch.tensor([0, 1, UNLABELLED, 3]))
+    found = CrossEntropy().per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+    expected = functional.cross_entropy(logits.float(), knowledge.label_ids, reduction="none")
+    torch.testing.assert_close(found, expected)
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    assert grad.dtype == dtype
+    assert torch.count_nonzero(grad[2]) == 0
+
+
+def test_a_sure_and_right_student_keeps_its_last_digits() -> None:
+    logits = torch.tensor([[60.0, 0.0, 0.0]])
+    knowledge = Knowledge(None, torch.tensor([0]))
+    found = CrossEntropy().per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+    torch.testing.assert_close(found.double().log(), torch.tensor([2.0]).double().log() - 60.0)
