@@ -1,0 +1,23 @@
+"""The teacher: loaded once, asked in batches, its answers made sparse where they arise.
+
+TeacherConfig -- load --> Teacher -- capture(inputs) --> Captured -- examples() --> CachedExample
+"""
+
+from pipeline.teacher.background import Background
+from pipeline.teacher.captured import Captured
+from pipeline.teacher.loading import TeacherConfig, describe_files, load_tokenizer
+from pipeline.teacher.model import CaptureSpec, Teacher
+from pipeline.teacher.packing import require_isolation
+from pipeline.teacher.spool import Spool
+
+__all__ = [
+    "Background",
+    "CaptureSpec",
+    "Captured",
+    "Spool",
+    "Teacher",
+    "TeacherConfig",
+    "describe_files",
+    "load_tokenizer",
+    "require_isolation",
+]

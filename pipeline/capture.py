@@ -1,0 +1,232 @@
+"""A teacher's answers into a cache, shard by shard, the model never waiting for the disk.
+
+    Spool -- plan_batches --> task.batch -> Teacher.capture -> Background -> ShardWriter, in order
+
+A shard is the unit of work: what is asked together and which random numbers are drawn depend on the
+seed and the shard alone, so an interrupted capture continues and leaves the same bytes.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.cache import CacheWriter
+from pipeline.examples import CachedExample, Example
+from pipeline.runs import write_json
+from pipeline.tasks.base import Batch
+from pipeline.teacher import Background, Captured, CaptureSpec, Spool, Teacher
+
+_WAITING_BYTES = 1 << 28  # answers that may wait for the disk
+
+
+@dataclass
+class CaptureLog:
+    """What a capture took, over all its sessions; kept in capture.json, out of the manifest.
+
+    Attributes:
+        path: capture.json.
+        teacher_files: see `describe_files`; tells whether the teacher was touched since.
+        sessions: one dict per session: seconds (all, from the first batch to the last byte),
+            forward_seconds (the model alone, its head included), tokens, targets, examples, bytes
+            (of the cache so far), device, dtype, threads.
+    """
+
+    path: Path
+    teacher_files: dict[str, Any]
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path, teacher_files: dict[str, Any] | None = None) -> "CaptureLog":
+        """Read what stands, nothing where there is no file.
+
+        Args:
+            path: capture.json.
+            teacher_files: those of a new session, in place of the recorded ones.
+        """
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        recorded = raw.get("teacher_files", {})
+        files = recorded if teacher_files is None else teacher_files
+        return cls(path, files, raw.get("sessions", []))
+
+    def total(self, name: str) -> float:
+        """The sum of a number over the sessions."""
+        return float(sum(session[name] for session in self.sessions))
+
+    def save(self) -> None:
+        """Write the sessions and their sums."""
+        times = {name: self.total(name) for name in ("seconds", "forward_seconds")}
+        counts = {name: int(self.total(name)) for name in ("tokens", "targets", "examples")}
+        last = self.sessions[-1]
+        kept = {name: last[name] for name in ("bytes", "device", "dtype", "threads")}
+        content = {**times, **counts, **kept, "sessions": self.sessions}
+        write_json(self.path, {**content, "teacher_files": self.teacher_files})
+
+    def summarise(self, cache: Path, size: int) -> str:
+        """One line about a finished capture of `size` bytes."""
+        seconds, tokens = max(self.total("seconds"), 1e-9), max(self.total("tokens"), 1.0)
+        share = 100.0 * self.total("forward_seconds") / seconds
+        return (
+            f"{cache}: {self.total('examples'):,.0f} examples, {tokens:,.0f} tokens in"
+            f" {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s, {share:.0f} % of it the"
+            f" teacher's forward pass), {size / 1e6:,.1f} MB, {size / tokens:.0f} B/token"
+        )
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One session of a capture.
+
+    Attributes:
+        teacher: answers.
+        examples: waiting on disk.
+        writer: takes the answers; its draft says what a shard is.
+        make_batch: the task's batching.
+        spec: what is kept.
+        batch_tokens: tokens of a batch at most, padding included; a longer example goes alone.
+        seed: of the tail draws.
+        log: told after every shard.
+        progress: told the tokens of every batch that was answered.
+    """
+
+    teacher: Teacher
+    examples: Spool
+    writer: CacheWriter
+    make_batch: Callable[[Sequence[Example]], Batch]
+    spec: CaptureSpec
+    batch_tokens: int
+    seed: int
+    log: CaptureLog
+    progress: Callable[[int], None]
+
+    def run(self) -> None:
+        """Capture every shard that does not stand yet.
+
+        Raises:
+            StillroomError: what the teacher or the writer found wrong; finished shards are safe.
+        """
+        session = self._begin_session()
+        sink = _ShardSink(self, session)
+        with Background(sink.take, self._depth()) as background:
+            for index in range(self.writer.draft.num_shards):
+                if index not in self.writer.finished:
+                    self._ask_shard(index, background)
+
+    def _ask_shard(self, index: int, background: Background["_Answer"]) -> None:
+        draft = self.writer.draft
+        first, size = index * draft.shard_examples, draft.shard_size(index)
+        examples = [self.examples[first + row] for row in range(size)]
+        generator = torch.Generator(self.teacher.device).manual_seed(shard_seed(self.seed, index))
+        batches = plan_batches(self.examples.lengths[first : first + size], self.batch_tokens)
+        for number, rows in enumerate(batches):
+            batch = self.make_batch([examples[row] for row in rows])
+            captured = self.teacher.capture(
+                batch.inputs,
+                batch.target_index,
+                batch.feature_index,
+                batch.examples,
+                self.spec,
+                generator,
+            )
+            last = number == len(batches) - 1
+            background.put(_Answer(index, rows, captured, last))
+            self.progress(sum(len(example.input_ids) for example in batch.examples))
+
+    def _depth(self) -> int:
+        per_batch = self.batch_tokens * bytes_per_token(self.spec, self.teacher.width)
+        return min(16, max(2, _WAITING_BYTES // per_batch))
+
+    def _begin_session(self) -> dict[str, Any]:
+        device = self.teacher.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        session = {
+            "seconds": 0.0,
+            "forward_seconds": 0.0,
+            "tokens": 0,
+            "targets": 0,
+            "examples": 0,
+            "bytes": self.writer.bytes_written,
+            "device": name,
+            "dtype": str(self.teacher.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+        self.log.sessions.append(session)
+        return session
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The answers to some rows of a shard, on their way; `last` completes the shard."""
+
+    shard: int
+    rows: Sequence[int]
+    captured: Captured
+    last: bool
+
+
+class _ShardSink:
+    """Runs on the writer's thread: puts the answers of a shard in order and writes them."""
+
+    def __init__(self, capture: Capture, session: dict[str, Any]) -> None:
+        self._capture = capture
+        self._session = session
+        self._began = time.perf_counter()
+        self._waiting: dict[int, CachedExample] = {}
+
+    def take(self, answer: _Answer) -> None:
+        """Take the answers of a batch; with the last of a shard, write it."""
+        self._waiting |= zip(answer.rows, answer.captured.examples(), strict=True)
+        if answer.last:
+            self._write(answer.shard)
+
+    def _write(self, index: int) -> None:
+        writer, session = self._capture.writer, self._session
+        tokens = targets = 0
+        with writer.shard(index) as shard:
+            for row in range(len(self._waiting)):
+                example = self._waiting.pop(row)
+                tokens += len(example.input_ids)
+                targets += len(example.targets)
+                shard.add(example)
+        session["examples"] += writer.draft.shard_size(index)
+        session["tokens"] += tokens
+        session["targets"] += targets
+        session["bytes"] = writer.bytes_written
+        session["forward_seconds"] = self._capture.teacher.forward.seconds
+        session["seconds"] = time.perf_counter() - self._began
+        self._capture.log.save()
+
+
+def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows of similar length together, as many as fit with their padding; the longest first.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: rows times the longest of them may not exceed this, except for one row alone.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for row in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        if not batches or (len(batches[-1]) + 1) * width > tokens:
+            batches.append([])
+            width = lengths[row]
+        batches[-1].append(row)
+    return batches
+
+
+def shard_seed(seed: int, index: int) -> int:
+    """The seed of a shard's draws, [0, 2^63)."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def bytes_per_token(spec: CaptureSpec, width: int) -> int:
+    """What one answer takes in memory, at most."""
+    entries = 12 * (spec.top_k + spec.tail_draws) + 4 * len(spec.temperatures) + 24
+    return entries + len(spec.layers) * width * spec.hidden_dtype.itemsize

@@ -1,0 +1,241 @@
+"""One forward pass without gradients, and what is kept of it.
+
+    inputs -> base model once -> head on chunks of target positions -> sparse_targets, on the device
+           -> chosen layers at feature positions, pooled vector -> copy to the CPU -> Captured
+
+The head never sees more positions than make a chunk of bounded size, so no [B, T, V] tensor in
+float32 exists. The pooled vector is the mean of the last hidden states (after the final norm where
+the model has one) over the tokens of an example; it is not normalised.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.examples import Example
+from pipeline.heads import OutputHead
+from pipeline.identity import digest_json, digest_weights
+from pipeline.targets import Targets
+from pipeline.teacher.captured import Captured
+from pipeline.teacher.loading import TeacherConfig, load_model
+from pipeline.teacher.sparse import sparse_targets
+from pipeline.teacher.stopwatch import Stopwatch
+
+_LOG = logging.getLogger(__name__)
+# Elements of a chunk of float32 logits. A CPU maps an allocation above 32 MB afresh every time, and
+# faulting it in costs more than the arithmetic.
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """What is kept of the teacher's answers.
+
+    Attributes:
+        top_k, tail_draws, temperatures: see `sparse_targets`.
+        layers: signal name -> index into the hidden states, 0 for the embeddings.
+        pooled: whether the pooled vector is kept.
+        hidden_dtype: of layers and pooled vector.
+    """
+
+    top_k: int
+    tail_draws: int = 0
+    temperatures: tuple[float, ...] = (1.0,)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    pooled: bool = False
+    hidden_dtype: torch.dtype = torch.float32
+
+
+class Teacher:
+    """A frozen model that answers batches.
+
+    Attributes:
+        model: the transformers model, on its device.
+        num_classes: V.
+        num_layers: L; hidden states have the indices 0 (embeddings) to L.
+        width: D.
+        head: the output head of a language model; None where the whole model gives the logits.
+        forward: how long the model itself took, the head included.
+    """
+
+    def __init__(self, model: Any, output: Literal["tokens", "sequence"], num_classes: int) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            model: in evaluation mode.
+            output: "tokens" for logits [B, T, V], "sequence" for [B, V].
+            num_classes: V.
+
+        Raises:
+            ModelError: the model gives fewer logits than there are classes.
+        """
+        self.model = model
+        self.name = str(model.name_or_path or type(model).__name__)
+        self.num_classes = num_classes
+        text = model.config.get_text_config()
+        self.num_layers = int(text.num_hidden_layers)
+        self.width = int(text.hidden_size)
+        self._output = output
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.forward = Stopwatch(self.device)
+        self.head = _find_head(model, num_classes) if output == "tokens" else None
+
+    @classmethod
+    def load(
+        cls,
+        config: TeacherConfig,
+        auto_class: str,
+        output: Literal["tokens", "sequence"],
+        num_classes: int,
+        label_names: Sequence[str] | None = None,
+    ) -> "Teacher":
+        """Load a teacher for a task; see `load_model` and `__init__` for arguments and errors."""
+        return cls(load_model(config, auto_class, label_names), output, num_classes)
+
+    def identity(self) -> dict[str, Any]:
+        """What the model is by content, JSON values; `digest` is that of its weights."""
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
+        return {
+            "digest": digest_weights(self.model),
+            "config": digest_json(config),
+            "architecture": type(self.model).__name__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "layers": self.num_layers,
+            "width": self.width,
+        }
+
+    def name_layers(self, layers: Sequence[int]) -> dict[str, int]:
+        """Signal names `layer.<i>` and indices of chosen layers; negative ones count from the last.
+
+        Raises:
+            ConfigError: the teacher has no such layer.
+        """
+        found = {}
+        for layer in layers:
+            index = layer + self.num_layers + 1 if layer < 0 else layer
+            if not 0 <= index <= self.num_layers:
+                raise ConfigError(
+                    f"hidden.layers: {self.name} has no layer {layer}; it has 0 (embeddings) to"
+                    f" {self.num_layers}, or -{self.num_layers + 1} to -1"
+                )
+            found[f"layer.{index}"] = index
+        return found
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the model can read, None where its config does not say."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit <= 0:
+            return None
+        for name, module in self.model.named_modules():
+            offset = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and offset is not None:
+                return limit - int(offset) - 1  # RoBERTa numbers positions from padding_idx + 1
+        return limit
+
+    @torch.no_grad()
+    def capture(
+        self,
+        inputs: Mapping[str, Tensor],
+        target_index: Tensor,
+        feature_index: Tensor,
+        examples: Sequence[Example],
+        spec: CaptureSpec,
+        generator: torch.Generator | None = None,
+    ) -> Captured:
+        """Ask the teacher about a batch; on a GPU this returns before the answers are there.
+
+        Args:
+            inputs: what the model is called with, [B, T] each.
+            target_index: [N] flat positions b * T + t that get targets (b for a sequence task).
+            feature_index: [M] flat positions whose hidden states are kept.
+            examples: the B examples.
+            spec: what is kept.
+            generator: of the tail draws, on the teacher's device.
+        """
+        put = {name: _send(tensor, self.device) for name, tensor in inputs.items()}
+        labels = torch.cat([torch.from_numpy(e.label_ids).long() for e in examples])
+        with self.forward:
+            source, states = self._run(put, spec)
+        flat = source if self._output == "sequence" else source.flatten(0, 1)
+        targets = self._sparse(_select(flat, target_index), labels, spec, generator)
+        hidden = {
+            name: _select(states[index].flatten(0, 1), feature_index).to(spec.hidden_dtype)
+            for name, index in spec.layers.items()
+        }
+        if spec.pooled:
+            lengths = torch.tensor([len(example.input_ids) for example in examples])
+            hidden["pooled"] = _pool(states[-1], lengths).to(spec.hidden_dtype)
+        return Captured.start_copy(targets, hidden, examples)
+
+    def _run(self, inputs: Mapping[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
+        """What the logits are made from (hidden states if there is a head), and hidden states."""
+        wanted = {"output_hidden_states": True} if spec.layers or spec.pooled else {}
+        if self.head is not None:
+            answer = self.model.base_model(**inputs, **wanted)
+            return answer.last_hidden_state, answer.hidden_states if wanted else ()
+        answer = self.model(**inputs, **wanted)
+        return answer.logits, answer.hidden_states if wanted else ()
+
+    def _sparse(
+        self, rows: Tensor, labels: Tensor, spec: CaptureSpec, generator: torch.Generator | None
+    ) -> Targets:
+        """Targets of [N, D] hidden states or [N, V] logits, chunk by chunk."""
+        step = max(1, _CHUNK.get(self.device.type, _CHUNK["cuda"]) // self.num_classes)
+        labels = _send(labels, self.device)
+        parts = []
+        for start in range(0, max(len(rows), 1), step):
+            with self.forward:
+                chunk = rows[start : start + step]
+                logits = chunk if self.head is None else self.head(chunk)
+            parts.append(
+                sparse_targets(
+                    logits[:, : self.num_classes].to(self.device),
+                    spec.top_k,
+                    spec.tail_draws,
+                    spec.temperatures,
+                    labels[start : start + step],
+                    generator,
+                )
+            )
+        return Targets.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _find_head(model: Any, num_classes: int) -> OutputHead | None:
+    """The head of a language model; None, said once, where the whole model must give the logits."""
+    rows = int(model.config.get_text_config().vocab_size)
+    if rows < num_classes:
+        raise ModelError(
+            f"{model.name_or_path}: gives {rows:,} logits, the tokenizer has {num_classes:,} ids;"
+            " use the tokenizer that the model was trained with"
+        )
+    try:
+        return OutputHead.of(model, num_classes)
+    except ModelError as error:
+        _LOG.warning("%s; the logits of whole batches are held in memory instead", error)
+        return None
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _select(rows: Tensor, index: Tensor) -> Tensor:
+    return rows.index_select(0, _send(index, rows.device))
+
+
+def _pool(last: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of [B, T, D] over the first `lengths` positions of each row, [B, D] float32."""
+    steps = torch.arange(last.shape[1])
+    mask = _send((steps[None, :] < lengths[:, None]).float(), last.device)
+    return torch.einsum("btd,bt->bd", last.float(), mask) / mask.sum(dim=1, keepdim=True)

@@ -1,0 +1,276 @@
+"""Stage one: ask the teacher once and keep what it said.
+
+    rows -> tokenizer -> examples -> teacher -> shards -> manifest.json, written last
+
+Everything that can be wrong with the data is found before the teacher is loaded, everything that
+can be wrong with the teacher before the first batch. An interrupted stage continues with the shards
+that are missing; a finished one is compared with what is asked for and left as it is.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import Field
+from rich.console import Console
+
+from pipeline.cache import (
+    CacheWriter,
+    Draft,
+    Identity,
+    Manifest,
+    Signal,
+    TargetsSpec,
+    read_manifest,
+    require_same,
+)
+from pipeline.capture import Capture, CaptureLog, bytes_per_token
+from pipeline.config import StrictModel, dump_config, member_of
+from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.identity import digest_tokenizer
+from pipeline.sources import DataConfig, Rows, load_rows
+from pipeline.tasks import TASKS, Task
+from pipeline.teacher import (
+    CaptureSpec,
+    Spool,
+    Teacher,
+    TeacherConfig,
+    describe_files,
+    load_tokenizer,
+    require_isolation,
+)
+from stages.progress import CaptureProgress
+
+_SHARD_BYTES = 1 << 29  # answers of a shard in memory, before they are encoded
+# How a capture runs, not what it keeps: free to change from session to session.
+_FREE: Any = {
+    "output": True,
+    "batch": True,
+    "teacher": {"device", "device_map", "attn_implementation"},
+}
+_REMEDY = "Cache into another output, or go back to those settings"
+
+
+class HiddenConfig(StrictModel):
+    """Which hidden states are kept.
+
+    Attributes:
+        layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
+        pooled: the mean of the last hidden states over an example's tokens.
+        dtype: in the cache.
+    """
+
+    layers: tuple[int, ...] = ()
+    pooled: bool = False
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class BatchConfig(StrictModel):
+    """How much the teacher is asked at once: tokens, padding included."""
+
+    tokens: int = Field(default=8192, gt=0)
+
+
+class ShardConfig(StrictModel):
+    """The unit of work: about so many tokens, fewer where hidden states are large, or examples."""
+
+    tokens: int = Field(default=1 << 18, gt=0)
+    examples: Annotated[int, Field(gt=0)] | None = None
+
+
+class CacheConfig(StrictModel):
+    """What is asked, of whom, and what is kept.
+
+    Attributes:
+        output: the cache's folder.
+        task, data, teacher: the question.
+        targets, hidden: what is kept of the answer.
+        batch, shard: sizes.
+        seed: of the tail draws.
+    """
+
+    output: Path
+    task: Annotated[Task, *member_of(TASKS, "task")]
+    data: DataConfig
+    teacher: TeacherConfig
+    targets: TargetsSpec = TargetsSpec()
+    hidden: HiddenConfig = HiddenConfig()
+    batch: BatchConfig = BatchConfig()
+    shard: ShardConfig = ShardConfig()
+    seed: int = 0
+
+
+def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
+    """Run the teacher over the data and return the folder of the finished cache.
+
+    Raises:
+        StillroomError: the data, teacher, settings or disk do not allow it (one line).
+    """
+    output, console = config.output, Console(quiet=not progress)
+    _require_same_settings(config)
+    rows = load_rows(config.data)
+    task = _with_labels(config.task, rows)
+    tokenizer = load_tokenizer(config.teacher)
+    if (output / "manifest.json").is_file():
+        manifest = _require_same_content(config, task, rows, tokenizer)
+        console.print(f"{output}: stands already, {manifest.totals.examples:,} examples; kept")
+        return output
+    spool = Spool.write(
+        output / "examples.arrow", task.examples(rows, tokenizer, config.data.carry)
+    )
+    try:
+        teacher = _load_teacher(config, task, tokenizer)
+        _check_fit(teacher, task, tokenizer, spool)
+        spec = _capture_spec(config, teacher)
+        draft = _make_draft(config, task, rows, tokenizer, teacher, spec, spool)
+        writer = CacheWriter(output, draft)
+        (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        tokenizer.save_pretrained(output / "tokenizer")
+        log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
+        with CaptureProgress(console, spool, writer) as bar:
+            pad_id = tokenizer.pad_token_id or 0
+            Capture(
+                teacher=teacher,
+                examples=spool,
+                writer=writer,
+                make_batch=lambda examples: task.batch(examples, pad_id),
+                spec=spec,
+                batch_tokens=config.batch.tokens,
+                seed=config.seed,
+                log=log,
+                progress=bar.advance,
+            ).run()
+        manifest = writer.finish()
+    finally:
+        spool.close()
+    console.print(log.summarise(output, manifest.totals.bytes))
+    return output
+
+
+def _with_labels(task: Task, rows: Rows) -> Task:
+    """A classifying task knows its classes from the data where its config does not name them."""
+    if task.head != "sequence":
+        return task
+    named = getattr(task, "labels", None)
+    if named is not None and rows.label_names is not None and named != rows.label_names:
+        raise ConfigError(
+            f"task.labels: {', '.join(named[:8])}, but the data's labels are"
+            f" {', '.join(rows.label_names[:8])}; set data.label_names to the same list"
+        )
+    return task.model_copy(update={"labels": named or rows.label_names})
+
+
+def _load_teacher(config: CacheConfig, task: Task, tokenizer: Any) -> Teacher:
+    labels = getattr(task, "labels", None)
+    classes = task.num_classes(tokenizer)
+    return Teacher.load(config.teacher, task.auto_class, task.head, classes, labels)
+
+
+def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> None:
+    """Refuse examples that the teacher cannot read as they are.
+
+    Raises:
+        DataError: an example is longer than the model.
+        ModelError: unknown token ids, or packed documents that see one another.
+    """
+    name, length = spool.longest_document if task.head == "tokens" else spool.longest
+    limit = teacher.max_positions
+    if limit is not None and length > limit:
+        raise DataError(
+            f"example {name!r}: is {length:,} tokens long, {teacher.name} reads at most {limit:,};"
+            " shorten examples in the task's settings"
+        )
+    rows = len(teacher.model.get_input_embeddings().weight)
+    if spool.max_token >= rows:
+        raise ModelError(
+            f"{teacher.name}: embeds {rows:,} token ids, the data hold id {spool.max_token:,};"
+            " use the tokenizer that the model was trained with"
+        )
+    if spool.packed and task.head == "tokens":
+        pad_id = tokenizer.pad_token_id or 0
+        require_isolation(teacher.model, lambda examples: task.batch(examples, pad_id).inputs)
+
+
+def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
+    targets = config.targets.resolve(teacher.num_classes)
+    return CaptureSpec(
+        top_k=int(targets.top_k),
+        tail_draws=targets.tail_draws,
+        temperatures=targets.temperatures,
+        layers=teacher.name_layers(config.hidden.layers),
+        pooled=config.hidden.pooled,
+        hidden_dtype=getattr(torch, config.hidden.dtype),
+    )
+
+
+def _make_draft(
+    config: CacheConfig,
+    task: Task,
+    rows: Rows,
+    tokenizer: Any,
+    teacher: Teacher,
+    spec: CaptureSpec,
+    spool: Spool,
+) -> Draft:
+    signals = {name: Signal(width=teacher.width, dtype=config.hidden.dtype) for name in spec.layers}
+    if spec.pooled:
+        width, dtype = teacher.width, config.hidden.dtype
+        signals["pooled"] = Signal(width=width, dtype=dtype, per="example")
+    return Draft(
+        identity=Identity(
+            data={**rows.description, "digest": rows.digest},
+            preprocessing={"digest": spool.digest, "seed": config.seed},
+            tokenizer=_tokenizer_identity(tokenizer),
+            teacher=teacher.identity(),
+        ),
+        task=task.model_dump(mode="json"),
+        targets=config.targets.resolve(teacher.num_classes),
+        num_classes=teacher.num_classes,
+        shifted=task.head == "tokens",
+        signals=signals,
+        label_names=getattr(task, "labels", None),
+        columns=spool.columns,
+        shard_examples=_shard_examples(config.shard, spec, teacher.width, spool),
+        num_examples=len(spool),
+    )
+
+
+def _shard_examples(config: ShardConfig, spec: CaptureSpec, width: int, spool: Spool) -> int:
+    if config.examples is not None:
+        return config.examples
+    tokens = min(config.tokens, max(1, _SHARD_BYTES // bytes_per_token(spec, width)))
+    return max(1, tokens * len(spool) // max(1, sum(spool.lengths)))
+
+
+def _tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    return {"digest": digest_tokenizer(tokenizer), "size": len(tokenizer)}
+
+
+def _require_same_settings(config: CacheConfig) -> None:
+    """Compare with the config that the cache in this folder was begun with, before any work."""
+    begun = any((config.output / name).is_file() for name in ("draft.json", "manifest.json"))
+    stored = config.output / "config.yaml"
+    if begun and stored.is_file():
+        cached = CacheConfig.model_validate(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        old, new = (c.model_dump(mode="json", exclude=_FREE) for c in (cached, config))
+        require_same(config.output, old, new, _REMEDY)
+
+
+def _require_same_content(config: CacheConfig, task: Task, rows: Rows, tokenizer: Any) -> Manifest:
+    """Compare a finished cache with what the same settings mean today.
+
+    The teacher's weights are read only where its files were touched since.
+
+    Raises:
+        MismatchError: names what changed.
+    """
+    manifest = read_manifest(config.output)
+    cached = manifest.identity
+    require_same(config.output, cached.data, {**rows.description, "digest": rows.digest}, _REMEDY)
+    require_same(config.output, cached.tokenizer, _tokenizer_identity(tokenizer), _REMEDY)
+    log = CaptureLog.read(config.output / "capture.json")
+    if not log.teacher_files or log.teacher_files != describe_files(config.teacher):
+        teacher = _load_teacher(config, task, tokenizer)
+        require_same(config.output, cached.teacher, teacher.identity(), _REMEDY)
+    return manifest
