@@ -107,7 +107,9 @@ def load_named(source: str, name: str | None, subject: str, **options: Any) -> d
             f"{subject}: is no file or folder here, and the hub could not be asked for it"
             f" ({_reason(error)}); check the name, or give a local copy"
         ) from error
-    except (OSError, ValueError, TypeError, DatasetsError) as error:
+    except (OSError, ValueError, TypeError, DatasetsError, StopIteration) as error:
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise DataError(f"{subject}: is empty; expected at least one row") from error
         raise DataError(f"{subject}: cannot be loaded ({_reason(error)})") from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise ConfigError(f"{subject}: give the split by `splits`, not by options.split")

@@ -119,7 +119,7 @@ def cut_part(split: Split, opened: Opened, config: DataConfig, columns: Mapping[
     table = opened.tables[split]
     subject = f"{config.source} ({split})"
     if len(table) == 0:
-        raise DataError(f"{subject}: the data set is empty; expected at least one row")
+        raise DataError(f"{subject}: is empty; expected at least one row")
     inherent = {*CANONICAL, *opened.columns, *config.columns, *config.carry}
     shown = tuple(c for c in columns if c in inherent and c != "id")  # not those of filters alone
     whole = Part(split, table, np.arange(len(table)), columns, shown, subject)

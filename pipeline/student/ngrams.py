@@ -125,4 +125,5 @@ def _normalized_points(text: str) -> np.ndarray:
 
 def _bucket(hashes: np.ndarray, buckets: int) -> np.ndarray:
     mixed = hashes ^ (hashes >> np.uint64(32))  # FNV's low bits alone are weak
-    return (mixed % np.uint64(buckets)).astype(np.int64)
+    bucket: np.ndarray = (mixed % np.uint64(buckets)).astype(np.int64)
+    return bucket
