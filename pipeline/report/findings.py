@@ -4,7 +4,6 @@ Comparison -> verdict | live_costs | config_differences
 """
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.report.rows import (
     decimals_of,
     format_count,
 )
+from pipeline.report.text import isolate
 
 UNSET = "–"
 
@@ -212,8 +212,7 @@ def _is_member(item: Any) -> bool:
 
 def _quoted(run: RunReport) -> str:
     """A name set apart from the sentence, and isolated from it where it runs right to left."""
-    backwards = any(unicodedata.bidirectional(character) in ("R", "AL") for character in run.label)
-    return f"“\u2068{run.label}\u2069”" if backwards else f"“{run.label}”"
+    return f"“{isolate(run.label)}”"
 
 
 def _named(column: Column) -> str:

@@ -237,7 +237,7 @@ def _side_by_side(comparison: Comparison, facts: Sequence[Difference]) -> Html:
 def _fact(key: str, value: Any) -> str:
     if value is None:
         return ABSENT
-    if key == "seconds":
+    if key.endswith("seconds"):
         return format_seconds(float(value))
     if isinstance(value, bool | str):
         return str(value)

@@ -1,0 +1,190 @@
+"""Compare finished runs of one task: a printed table and report.html.
+
+run folders -> results and curves, their teachers, their caches -> Comparison -> table, page
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.cache import Manifest, TeacherCache
+from pipeline.cache.sizes import column_bytes
+from pipeline.errors import CacheError, StillroomError
+from pipeline.metrics import Metric
+from pipeline.report import (
+    CacheReport,
+    Comparison,
+    RunReport,
+    TeacherReport,
+    print_table,
+    render_page,
+)
+from pipeline.runs import read_curve, read_result
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Finished run folders, and those below a given folder that are not finished."""
+
+    finished: list[Path]
+    unfinished: list[Path]
+
+
+def compare(runs: Sequence[Path], output: Path, console: Console | None = None) -> Path:
+    """Print the comparison of runs and write it to `output`, which is returned.
+
+    Args:
+        runs: run folders, or folders that hold runs, in the order of the table.
+        output: the page, one self-contained HTML file.
+        console: where the table is printed, standard output by default.
+
+    Raises:
+        StillroomError: no such run, an unfinished one, none at all, or runs of different tasks.
+    """
+    comparison = read_comparison(runs)
+    print_table(comparison, console or Console())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render_page(comparison), encoding="utf-8")
+    return output
+
+
+def read_comparison(runs: Sequence[Path]) -> Comparison:
+    """Read runs, their teachers and what is left of their caches; see `compare`."""
+    found = _find_runs(runs)
+    reports = [RunReport("", read_result(run), read_curve(run)) for run in found.finished]
+    _require_one_task(found.finished, reports)
+    labels = _unique_labels(found.finished, reports)
+    reports = [replace(r, label=label) for r, label in zip(reports, labels, strict=True)]
+    caches, notes = _read_caches(reports)
+    notes += [f"{run}: not finished, left out." for run in found.unfinished]
+    return Comparison(reports, _read_teachers(reports), caches, notes)
+
+
+def _find_runs(paths: Sequence[Path]) -> _Found:
+    finished: dict[Path, None] = {}
+    unfinished: list[Path] = []
+    for path in paths:
+        if (path / "result.json").is_file() or not path.is_dir():
+            finished[path] = None  # read_result tells what is wrong with one that is missing
+            continue
+        below = sorted((file.parent for file in path.rglob("result.json")), key=_table_order)
+        if not below and (path / "config.yaml").is_file():
+            finished[path] = None
+            continue
+        if not below:
+            raise StillroomError(
+                f"{path}: holds no finished run; give a folder of `stillroom train-student`"
+            )
+        finished |= dict.fromkeys(below)
+        begun = {file.parent for file in path.rglob("config.yaml")}
+        unfinished += sorted(begun - set(below))
+    if not finished:
+        raise StillroomError("compare: no run was given; name at least one run folder")
+    return _Found(list(finished), unfinished)
+
+
+def _table_order(run: Path) -> tuple[bool, int, str]:
+    """Undistilled students first, then by size and name."""
+    report = RunReport("", read_result(run))
+    return report.is_distilled, report.parameters or 0, str(run)
+
+
+def _require_one_task(paths: Sequence[Path], runs: Sequence[RunReport]) -> None:
+    for path, run in zip(paths, runs, strict=True):
+        first, task = runs[0].result.task, run.result.task
+        if task != first:
+            raise StillroomError(
+                f"{path}: is a run of task {task}, but {paths[0]} is one of {first};"
+                " compare runs of one task at a time"
+            )
+
+
+def _unique_labels(paths: Sequence[Path], runs: Sequence[RunReport]) -> list[str]:
+    """The runs' names; with their folder where two have one name, else their whole path."""
+    labels = [run.result.name for run in runs]
+    for longer in (lambda path: f"{path.parent.name}/{path.name}", str):
+        counts = Counter(labels)
+        labels = [
+            label if counts[label] == 1 else longer(path)
+            for path, label in zip(paths, labels, strict=True)
+        ]
+    return labels
+
+
+def _read_teachers(runs: Sequence[RunReport]) -> list[TeacherReport]:
+    """The distinct teachers; one whose numbers differ between runs is told apart by the run."""
+    teachers: list[TeacherReport] = []
+    for run in runs:
+        raw = run.result.details.get("teacher")
+        if not raw:
+            continue
+        metrics = [Metric(**metric) for metric in raw["metrics"]]
+        teacher = TeacherReport(raw["name"], raw.get("parameters"), metrics)
+        known = any(replace(t, name=raw["name"]) == teacher for t in teachers)
+        if known:
+            continue
+        if any(t.name == teacher.name for t in teachers):
+            teacher = replace(teacher, name=f"{teacher.name} (for {run.label})")
+        teachers.append(teacher)
+    return teachers
+
+
+def _read_caches(runs: Sequence[RunReport]) -> tuple[list[CacheReport], list[str]]:
+    """What the runs' caches cost; a note for each that cannot be told."""
+    users: dict[tuple[Path, str], list[str]] = {}
+    for run in runs:
+        path, digest = run.result.config.get("cache"), run.result.identity.get("cache")
+        if path and digest:
+            users.setdefault((Path(path), digest), []).append(run.label)
+    caches, notes = [], []
+    if len({digest for _, digest in users}) > 1:
+        parts = [f"{path} ({', '.join(labels)})" for (path, _), labels in users.items()]
+        notes.append(
+            "These runs were trained from different caches, and their held-out examples may differ:"
+            f" {'; '.join(parts)}."
+        )
+    for (path, digest), labels in users.items():
+        found = _read_cache(path, digest)
+        if isinstance(found, CacheReport):
+            caches.append(found)
+        else:
+            notes.append(f"The cost of the cache of {', '.join(labels)} is left out: {found}.")
+    return caches, notes
+
+
+def _read_cache(path: Path, digest: str) -> CacheReport | str:
+    """The report of a cache, or why there is none."""
+    try:
+        cache = TeacherCache.open(path)
+    except CacheError:
+        return f"{path} is no longer there"
+    if cache.manifest.digest != digest:
+        return f"{path} holds another cache now"
+    capture = path / "capture.json"
+    if not capture.is_file():
+        return f"{capture} is missing, so nobody knows how long it took"
+    timing = json.loads(capture.read_text(encoding="utf-8"))
+    return _make_cache_report(cache, cache.manifest, timing)
+
+
+def _make_cache_report(
+    cache: TeacherCache, manifest: Manifest, timing: dict[str, Any]
+) -> CacheReport:
+    totals = manifest.totals
+    # A session that was killed while it wrote its last line is in the cache but not in the timing.
+    untimed = totals.tokens / max(timing["tokens"], 1)
+    return CacheReport(
+        path=str(cache.path),
+        digest=manifest.digest,
+        tokens=totals.tokens,
+        targets=totals.targets,
+        capture_seconds=timing["seconds"] * untimed,
+        forward_seconds=timing["forward_seconds"] * untimed,
+        bytes=totals.bytes,
+        column_bytes=column_bytes(cache),
+    )

@@ -1,0 +1,179 @@
+"""Look into a cache: what it was made from, what it holds, what the teacher said of one example.
+
+cache -> manifest -> identity and counts; a sample of examples -> survey; or one example by id
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cache import Manifest, TeacherCache
+from pipeline.cache.sizes import column_bytes
+from pipeline.examples import CachedExample
+from pipeline.report.contents import (
+    Spell,
+    bytes_table,
+    class_table,
+    survey_table,
+    token_table,
+)
+from pipeline.report.rows import format_bytes
+from pipeline.report.survey import survey_examples
+from pipeline.report.text import show_invisible, show_running
+
+SAMPLE_EXAMPLES = 512  # enough for percentiles; a whole large cache would take hours to read
+_DIGEST_LETTERS = 12
+
+
+def inspect(
+    cache_path: Path, example_id: str | None = None, console: Console | None = None
+) -> None:
+    """Print what a cache is and holds, or, with an id, one of its examples.
+
+    Raises:
+        CacheError: no cache, an unfinished or damaged one, or no example of that id.
+    """
+    console = console or Console()
+    cache = TeacherCache.open(cache_path)
+    if example_id is None:
+        _print_cache(cache, console)
+    else:
+        _print_example(cache, cache.by_id(example_id), console)
+
+
+def _print_cache(cache: TeacherCache, console: Console) -> None:
+    manifest = cache.manifest
+    console.print(Text(str(cache.path), style="bold"))
+    console.print(_facts_table({**_identity(manifest), **_contents(manifest)}))
+    console.print()
+    console.print(bytes_table(column_bytes(cache), manifest.totals.tokens))
+    sample = _sample_rows(len(cache))
+    survey = survey_examples(_read(cache, sample))
+    everything = "all" if len(sample) == len(cache) else "evenly spaced"
+    read = f"{survey.examples:,} of {len(cache):,} examples ({everything})"
+    console.print()
+    console.print(
+        Text(f"{read}, {len(survey.kept_mass):,} targets, {len(survey.label_loss):,} with a label")
+    )
+    console.print(survey_table(survey))
+    console.print(Text(_explain_bounds(manifest)))
+
+
+def _print_example(cache: TeacherCache, example: CachedExample, console: Console) -> None:
+    manifest = cache.manifest
+    console.print(Text(show_invisible(example.example_id), style="bold"))
+    facts = {name: _brief(value) for name, value in example.columns.items()}
+    facts["tokens"] = f"{len(example.input_ids):,}, {len(example.targets):,} targets"
+    for name, vectors in example.hidden.items():
+        facts[name] = " × ".join(str(size) for size in vectors.shape)
+    spell, decode = _load_speller(cache)
+    if not manifest.shifted:
+        facts["text"] = decode(example.input_ids)
+    console.print(_facts_table(facts))
+    console.print()
+    if manifest.shifted:
+        console.print(token_table(example, spell))
+    else:
+        console.print(class_table(example, manifest.label_names))
+
+
+def _explain_bounds(manifest: Manifest) -> str:
+    if manifest.layout.top_k == manifest.num_classes:
+        return "entropy is the teacher's own; every class is kept, so both bounds are exact"
+    return (
+        "entropy is the teacher's own, exact on the kept classes; at most: the rest of the mass"
+        " spread evenly; at least: heaped up, no class above the least kept one"
+    )
+
+
+def _identity(manifest: Manifest) -> dict[str, str]:
+    identity = manifest.identity.model_dump()
+    facts = {part: _describe(found) for part, found in identity.items()}
+    return {"cache": manifest.digest[:_DIGEST_LETTERS], **facts, "task": _describe(manifest.task)}
+
+
+def _contents(manifest: Manifest) -> dict[str, str]:
+    totals, layout, targets = manifest.totals, manifest.layout, manifest.targets
+    kept = f"the {layout.top_k:,} highest of {layout.num_classes:,} classes"
+    if layout.top_k == layout.num_classes:
+        kept = f"all {layout.num_classes:,} classes"
+    draws = f", {layout.tail_draws} draws from the rest" if layout.tail_draws else ""
+    exact = ", ".join(f"{t:g}" for t in targets.temperatures)
+    per_token = totals.bytes / max(totals.tokens, 1)
+    facts = {
+        "examples": f"{totals.examples:,}",
+        "shards": f"{len(manifest.shards):,}",
+        "tokens": f"{totals.tokens:,}",
+        "targets": f"{totals.targets:,}, each {kept}{draws}, exact at T = {exact}",
+        "size": f"{format_bytes(totals.bytes)}, {per_token:,.1f} bytes per token",
+        "codec": _describe(targets.codec.model_dump()),
+    }
+    for name, signal in manifest.signals.items():
+        facts[name] = f"{signal.width} × {signal.dtype} per {signal.per}"
+    if manifest.columns:
+        facts["columns"] = ", ".join(manifest.columns)
+    if manifest.label_names:
+        facts["labels"] = ", ".join(manifest.label_names)
+    return facts
+
+
+def _sample_rows(count: int) -> np.ndarray:
+    """At most SAMPLE_EXAMPLES rows, evenly spaced over the cache, ascending and distinct."""
+    return np.unique(np.linspace(0, count - 1, min(count, SAMPLE_EXAMPLES)).astype(np.int64))
+
+
+def _read(cache: TeacherCache, rows: np.ndarray) -> Iterator[CachedExample]:
+    return (cache[int(row)] for row in rows)
+
+
+def _load_speller(cache: TeacherCache) -> tuple[Spell, Any]:
+    # transformers takes seconds to import, and only the example view needs it.
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_path)
+
+    def spell(token: int) -> str:
+        piece = tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
+        text = str(tokenizer.decode([token]))
+        if not text or "\ufffd" in text:  # part of a character: only the piece can be shown
+            return str(piece)
+        starts_word = str(piece).startswith("▁") and not text.startswith(" ")
+        return f" {text}" if starts_word else text
+
+    def decode(token_ids: np.ndarray) -> str:
+        return str(tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+
+    return spell, decode
+
+
+def _describe(found: Mapping[str, Any]) -> str:
+    """`key value` pairs on one line, digests shortened."""
+    parts = []
+    for key, value in found.items():
+        if value is None or value == {} or value == []:
+            continue
+        brief = _brief(value)
+        if key.endswith("digest"):
+            brief = brief[:_DIGEST_LETTERS]
+        parts.append(brief if key in ("digest", "name") else f"{key} {brief}")
+    return " · ".join(parts)
+
+
+def _brief(value: Any, limit: int = 100) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _facts_table(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(Text(show_invisible(name)), Text(show_running(value)))
+    return table
