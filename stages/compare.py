@@ -124,7 +124,8 @@ def _read_teachers(runs: Sequence[RunReport]) -> list[TeacherReport]:
         if not raw:
             continue
         metrics = [Metric(**metric) for metric in raw["metrics"]]
-        teacher = TeacherReport(raw["name"], raw.get("parameters"), metrics)
+        details = {k: v for k, v in raw.items() if k not in ("name", "parameters", "metrics")}
+        teacher = TeacherReport(raw["name"], raw.get("parameters"), metrics, details)
         known = any(replace(t, name=raw["name"]) == teacher for t in teachers)
         if known:
             continue

@@ -67,7 +67,7 @@ def test_a_folder_of_runs_stands_for_its_finished_runs_undistilled_and_small_fir
     tmp_path: Path,
 ) -> None:
     write_run(tmp_path / "demo" / "a-large", losses=DISTILLED, parameters=9)
-    write_run(tmp_path / "demo" / "deep" / "b-small", losses=DISTILLED)
+    write_run(tmp_path / "demo" / "a-deep" / "b-small", losses=DISTILLED)
     write_run(tmp_path / "demo" / "c-labels")
     (tmp_path / "demo" / "begun").mkdir()
     (tmp_path / "demo" / "begun" / "config.yaml").write_text("{}\n", encoding="utf-8")

@@ -382,6 +382,25 @@ def test_slices_show_each_models_value_and_the_mean_of_slices() -> None:
     assert {"31.7", "68.5", "50.1"} <= set(shown)
 
 
+def test_a_model_without_any_value_on_the_slices_has_no_column_there() -> None:
+    run = make_run("a", [*measure(accuracy=50.0), *measure("language=yor", accuracy=31.7)])
+    page = render_page(Comparison([run], [TeacherReport("absent", 1, measure(accuracy=60.0))]))
+    table = page.split("By <bdi")[1].split("</table>")[0]
+    assert ">a</bdi>" in table and "absent" not in table
+
+
+def test_the_teachers_classes_stand_beside_the_students() -> None:
+    def found(f1: float) -> dict[str, Any]:
+        shares = {"precision": 1.0, "recall": 2.0, "f1": f1, "support": 4}
+        return {"classification_report": {"travel": shares}}
+
+    teacher = TeacherReport("big", 1, [], found(71.5))
+    page = render_page(Comparison([make_run("a", [], details=found(54.5))], [teacher]))
+    table = page.split("By class")[1].split("</table>")[0]
+    assert table.index("big") < table.index(">a</bdi>")
+    assert table.index("71.5") < table.index("54.5")
+
+
 def test_a_classification_report_and_what_was_confused_are_shown() -> None:
     details = {
         "classification_report": {

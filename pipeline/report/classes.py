@@ -1,36 +1,40 @@
 """What a classifier found and confused, class by class, as the task's details tell it.
 
-details["classification_report"], details["confusion_matrix"] -> F1 per class, a fold per run
+details["classification_report"], details["confusion_matrix"] -> F1 per class, a fold per model
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.markup import Html, element, join, text_in_own_direction
-from pipeline.report.model import Comparison, RunReport
+from pipeline.report.model import Comparison
 from pipeline.report.sections import run_headings, scrolling
 from pipeline.report.slices import heat_cell, shades
 
+REPORT = "classification_report"
 SHARES = (("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"))
+Details = tuple[str, Mapping[str, Any]]  # a model and what its task found besides metrics
 
 
 def classes_section(comparison: Comparison) -> Html:
-    """F1 per class across the runs, then each run's report and confusion matrix, folded."""
-    runs = [run for run in comparison.runs if run.result.details.get("classification_report")]
-    if not runs:
+    """F1 per class, teachers first, then each model's report and confusion matrix, folded."""
+    found: list[Details] = [(t.name, t.details) for t in comparison.teachers]
+    found += [(run.label, run.result.details) for run in comparison.runs]
+    models = [(label, details) for label, details in found if details.get(REPORT)]
+    if not models:
         return Html("")
-    lead = "F1 in %, the darker the better. Below, each run's full report and what it confused."
+    lead = "F1 in %, the darker the better. Below, each model's full report and what it confused."
     return element(
         "section",
         element("h2", "By class"),
         element("p", lead, class_="lead"),
-        _f1_table(comparison, runs),
-        *(_run_details(run) for run in runs),
+        _f1_table(comparison, models),
+        *(_model_details(label, details) for label, details in models),
     )
 
 
-def _f1_table(comparison: Comparison, runs: Sequence[RunReport]) -> Html:
-    reports = [run.result.details["classification_report"] for run in runs]
+def _f1_table(comparison: Comparison, models: Sequence[Details]) -> Html:
+    reports = [details[REPORT] for _, details in models]
     names = list(dict.fromkeys(name for report in reports for name in report))
     values = [[_share(report, name, "f1") for report in reports] for name in names]
     body = [
@@ -41,17 +45,17 @@ def _f1_table(comparison: Comparison, runs: Sequence[RunReport]) -> Html:
         )
         for name, row, shaded in zip(names, values, shades(values), strict=True)
     ]
-    headings = run_headings(comparison, [run.label for run in runs])
+    headings = run_headings(comparison, [label for label, _ in models])
     head = element("tr", element("th", "class", scope="col"), *headings)
     return scrolling(element("thead", head), element("tbody", *body), class_="heat")
 
 
-def _run_details(run: RunReport) -> Html:
-    parts = [_report_table(run.result.details["classification_report"])]
-    confusion = run.result.details.get("confusion_matrix")
+def _model_details(label: str, details: Mapping[str, Any]) -> Html:
+    parts = [_report_table(details[REPORT])]
+    confusion = details.get("confusion_matrix")
     if confusion:
         parts.append(_confusion_table(confusion["labels"], confusion["counts"]))
-    summary = element("summary", text_in_own_direction(run.label))
+    summary = element("summary", text_in_own_direction(label))
     return element("details", summary, element("div", *parts, class_="pair"))
 
 

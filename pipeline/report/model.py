@@ -44,11 +44,15 @@ class RunReport:
 
 @dataclass(frozen=True)
 class TeacherReport:
-    """A teacher, measured on the same held-out rows as its students."""
+    """A teacher, measured on the same held-out rows as its students.
+
+    `details` are the task's extra findings, as in a student's result.
+    """
 
     name: str
     parameters: int | None
     metrics: Sequence[Metric]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

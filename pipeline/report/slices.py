@@ -4,6 +4,7 @@ metrics with a slice -> one table per sliced column and metric: slices down, mod
 """
 
 from collections.abc import Sequence
+from itertools import compress
 
 from pipeline.metrics import Metric
 from pipeline.report.findings import primary_column
@@ -82,7 +83,7 @@ def _sliced(
 
 
 def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], column: Column) -> Html:
-    by_slice = [rows_of(comparison, slice) for slice in slices]
+    by_slice = _measured_rows(comparison, slices, column)
     labels = [row.label for row in by_slice[0]]
     values = [[row.values.get(column.name) for row in rows] for rows in by_slice]
     decimals = decimals_of(column.unit, [v for row in values for v in row if v is not None])
@@ -99,6 +100,17 @@ def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], colum
     body.append(element("tr", last, *cells, class_="total"))
     head = element("tr", element("th", name, scope="col"), *run_headings(comparison, labels))
     return scrolling(element("thead", head), element("tbody", *body), class_="heat")
+
+
+def _measured_rows(
+    comparison: Comparison, slices: Sequence[str], column: Column
+) -> list[list[Row]]:
+    """Rows per slice of the models that were measured on any; an empty column says nothing."""
+    by_slice = [rows_of(comparison, slice) for slice in slices]
+    measured = [
+        any(column.name in row.values for row in rows) for rows in zip(*by_slice, strict=True)
+    ]
+    return [list(compress(rows, measured)) for rows in by_slice]
 
 
 def _cells(
