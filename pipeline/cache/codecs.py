@@ -11,6 +11,7 @@ of whole integers.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydantic import Field
 from pipeline.config import StrictModel
 
 MAX_CLASSES = 2**20
+_PLACE_BITS = 31  # of a place within a row, beside an id of at most 20 bits
 Columns = dict[str, np.ndarray]
 
 
@@ -119,7 +121,7 @@ class BelowHead(Codec):
 
     @abstractmethod
     def _encode_distance(self, distance: np.ndarray) -> np.ndarray:
-        """Round float64 distances, negative ones to 0."""
+        """Round float32 distances, negative ones to 0."""
 
     @abstractmethod
     def _decode_distance(self, encoded: np.ndarray) -> np.ndarray:
@@ -154,7 +156,7 @@ class BelowHead(Codec):
         columns["head"] = head.astype(np.float32)
         if layout.tail_draws:
             ids, logits = _sort_by_id(entries.draw_ids, entries.draw_logits)
-            distance = columns["head"].astype(np.float64) - logits
+            distance = columns["head"] - logits
             columns |= _split_gaps(ids, layout.num_classes, "draw_")
             columns[f"draw_{name}"] = self._encode_distance(distance)
         return columns
@@ -176,11 +178,11 @@ class BelowHead(Codec):
     def _encode_kept(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and the head with which the decoded kept mass at T = 1 is the true one."""
         top = logits.argmax(axis=1)[:, None]
-        highest = np.take_along_axis(logits, top, axis=1).astype(np.float64)
+        highest = np.take_along_axis(logits, top, axis=1)
         distance = highest - logits
         encoded = np.maximum(self._encode_distance(distance), self._smallest())
         np.put_along_axis(encoded, top, 0, axis=1)
-        decoded = self._decode_distance(encoded).astype(np.float64)
+        decoded = self._decode_distance(encoded)
         shift = np.log(np.exp(-distance).sum(axis=1) / np.exp(-decoded).sum(axis=1))
         return encoded, highest + shift[:, None]
 
@@ -230,13 +232,12 @@ class Steps(BelowHead):
         return "steps", "uint8"
 
     def _encode_distance(self, distance: np.ndarray) -> np.ndarray:
-        steps = np.log1p(np.maximum(distance, 0.0) / _BEND) * (_BEND / self.step)
+        steps = np.log1p(np.maximum(distance, 0.0) / _BEND) * np.float32(_BEND / self.step)
         encoded: np.ndarray = np.minimum(np.rint(steps), 255).astype(np.uint8)
         return encoded
 
     def _decode_distance(self, encoded: np.ndarray) -> np.ndarray:
-        nats = _BEND * np.expm1(np.arange(256) * (self.step / _BEND))
-        decoded: np.ndarray = nats.astype(np.float32)[encoded]
+        decoded: np.ndarray = _list_nats(self.step)[encoded]
         return decoded
 
     def _smallest(self) -> np.ndarray:
@@ -246,14 +247,23 @@ class Steps(BelowHead):
 CODECS: dict[str, type[Codec]] = {"steps": Steps, "half": Half, "exact": Exact}
 
 
+@cache
+def _list_nats(step: float) -> np.ndarray:
+    """Nats below the head of each of the 256 steps."""
+    nats: np.ndarray = _BEND * np.expm1(np.arange(256) * (step / _BEND))
+    return nats.astype(np.float32)
+
+
 def count_planes(num_classes: int) -> int:
     """Bytes that the largest id difference, V - 1, needs."""
     return max(1, ((num_classes - 1).bit_length() + 7) // 8)
 
 
 def _sort_by_id(ids: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(ids, axis=1, kind="stable")
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
+    # Sorting one integer, id before place, is several times faster than a stable argsort.
+    keys = np.sort((ids << _PLACE_BITS) | np.arange(ids.shape[1]), axis=1)
+    order = keys & (2**_PLACE_BITS - 1)
+    return keys >> _PLACE_BITS, np.take_along_axis(logits, order, axis=1)
 
 
 def _split_gaps(ids: np.ndarray, num_classes: int, prefix: str) -> Columns:

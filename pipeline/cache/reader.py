@@ -54,11 +54,25 @@ class _Recent(Generic[Value]):
         return value
 
 
+class _Forks:
+    """How many forks this process is away from the first one; cheaper to ask than its id."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Forks.add)
+
+
 class _Opened:
     """What one process holds open: never shared over a fork, where a lock may be held for ever."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.forks = _Forks.count
         self.lock = threading.RLock()
         self.shards: _Recent[Shard] = _Recent(_OPEN_SHARDS, lambda _: 1)
         self.batches: _Recent[Batch] = _Recent(_MEMORY, lambda batch: batch.nbytes)
@@ -187,7 +201,7 @@ class TeacherCache:
 
     @property
     def _opened(self) -> _Opened:
-        if self._state.process != os.getpid():
+        if self._state.forks != _Forks.count:
             self._state = _Opened()
         return self._state
 

@@ -26,6 +26,9 @@ ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
 
+# What the readers raise for bytes that make no sense: a wild length asks for petabytes of memory.
+_BROKEN = (OSError, ValueError, KeyError, MemoryError, pa.ArrowException)
+
 
 def shard_folder(path: Path, index: int) -> Path:
     """<cache>/shards/<five digits>."""
@@ -82,7 +85,7 @@ class Shard:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             self._rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS)), options=options)
             self._hidden = zarr.open_group(folder / HIDDEN, mode="r") if draft.signals else None
-        except (OSError, ValueError) as error:
+        except _BROKEN as error:
             raise self._damage(error) from error
 
     def locate(self, row: int) -> tuple[int, int]:
@@ -95,7 +98,7 @@ class Shard:
         try:
             batch = self._rows.get_batch(index)
             batch.validate(full=True)  # a broken offset must not reach memory
-        except (OSError, ValueError) as error:
+        except _BROKEN as error:
             raise self._damage(error) from error
         return Batch(batch, self._draft)
 
@@ -103,7 +106,7 @@ class Shard:
         """Decode one chunk of a signal."""
         try:
             return read_block(self._hidden, signal, block)
-        except (OSError, ValueError, KeyError) as error:
+        except _BROKEN as error:
             raise self._damage(error) from error
 
     def _damage(self, error: Exception) -> CacheError:

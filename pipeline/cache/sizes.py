@@ -1,0 +1,97 @@
+"""Where the bytes of a cache are: column by column, and everything else by its purpose.
+
+    every file -> rows.arrow: buffers of each column, framing | hidden.zarr | index | ... -> dict
+
+The entries add up to what the files occupy, so bytes per token quoted from them hide nothing.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.cache.reader import TeacherCache
+from pipeline.cache.shards import HIDDEN, ROWS
+
+FRAMING = "(arrow framing)"
+_FILE_HEADER = 8  # "ARROW1" and two bytes of padding, then the stream format
+
+
+def column_bytes(cache: TeacherCache) -> dict[str, int]:
+    """Compressed bytes on disk, over the whole folder of a cache.
+
+    Returns:
+        Column of rows.arrow -> bytes; "hidden <signal>" for each signal; and in round brackets what
+        is no column: arrow framing, index, tokenizer, other files. The sum is that of all files.
+    """
+    sizes: Counter[str] = Counter()
+    for file in sorted(cache.path.rglob("*")):
+        if not file.is_file():
+            continue
+        parts = file.relative_to(cache.path).parts
+        size = file.stat().st_size
+        if parts[0] == "shards" and parts[-1] == ROWS:
+            columns = _sum_columns(file)
+            sizes.update(columns)
+            sizes[FRAMING] += size - columns.total()
+        else:
+            sizes[_purpose(parts)] += size
+    return dict(sizes)
+
+
+def _purpose(parts: tuple[str, ...]) -> str:
+    if parts[0] in ("index", "tokenizer"):
+        return f"({parts[0]})"
+    if HIDDEN in parts and len(parts) > parts.index(HIDDEN) + 2:
+        return f"hidden {parts[parts.index(HIDDEN) + 1]}"
+    return "(other files)"
+
+
+def _sum_columns(file: Path) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    with pa.memory_map(str(file)) as opened:
+        schema = pa.ipc.open_file(opened).schema
+        owners = [field.name for field in schema for _ in range(_count_buffers(field.type))]
+        opened.seek(0)
+        stream = pa.BufferReader(opened.read_buffer().slice(_FILE_HEADER))
+        for message in pa.ipc.MessageReader.open_stream(stream):
+            if message.type == "record batch":
+                lengths = _buffer_lengths(message.metadata.to_pybytes(), message.body.size)
+                for owner, length in zip(owners, lengths, strict=True):
+                    sizes[owner] += length
+    return sizes
+
+
+def _count_buffers(kind: Any) -> int:
+    """Buffers of a column in a record batch: validity, then offsets and values as there are."""
+    if pa.types.is_large_list(kind):
+        return 2 + _count_buffers(kind.value_type)
+    return 3 if pa.types.is_large_string(kind) else 2
+
+
+def _buffer_lengths(metadata: bytes, body: int) -> Iterator[int]:
+    """Bytes of each buffer with its padding, from the flatbuffer of a record batch message.
+
+    Message.header is field 2 of its table and RecordBatch.buffers field 2 of its own, a vector of
+    (offset, length) pairs (format/Message.fbs of Apache Arrow).
+    """
+    message = _read("I", metadata, 0)
+    vector = _follow(metadata, _follow(metadata, message, 2), 2)
+    count = _read("I", metadata, vector)
+    offsets = [_read("q", metadata, vector + 4 + 16 * index) for index in range(count)]
+    return (after - before for before, after in pairwise([*offsets, body]))
+
+
+def _follow(data: bytes, table: int, field: int) -> int:
+    """Position of what a flatbuffer table refers to in a field."""
+    fields = table - _read("i", data, table)
+    at = table + _read("H", data, fields + 4 + 2 * field)
+    return at + _read("I", data, at)
+
+
+def _read(kind: str, data: bytes, at: int) -> int:
+    return int(struct.unpack_from(f"<{kind}", data, at)[0])

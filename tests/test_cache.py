@@ -1,0 +1,332 @@
+"""What is put on the shelf comes back, to any reader, and wrong examples do not get there."""
+
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import zarr
+from cache_examples import (
+    SIGNALS,
+    assert_same,
+    make_draft,
+    make_example,
+    make_examples,
+    make_targets,
+    write_cache,
+)
+
+from pipeline.cache import CODECS, Draft, Signal, TargetsSpec, TeacherCache
+from pipeline.cache.codecs import Steps
+from pipeline.cache.sizes import column_bytes
+from pipeline.errors import ConfigError, DataError, NumericalError
+from pipeline.examples import CachedExample
+
+
+@pytest.fixture(scope="module")
+def draft() -> Draft:
+    return make_draft(11, signals=SIGNALS)
+
+
+@pytest.fixture(scope="module")
+def path(draft: Draft, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("caches") / "small"
+    write_cache(path, draft)
+    return path
+
+
+def test_every_example_comes_back(path, draft):
+    cache = TeacherCache.open(path)
+    assert len(cache) == 11
+    for row in (3, 0, 10, 4, -1, -11, 7):
+        assert_same(cache[row], make_example(row % 11, draft))
+    with pytest.raises(IndexError, match="row 11 of 11"):
+        cache[11]
+
+
+def test_an_id_names_its_example_whatever_the_order(path, draft):
+    cache = TeacherCache.open(str(path))
+    for row in (9, 2, 10, 2, 0):
+        assert_same(cache.by_id(f"text-{row}"), make_example(row, draft))
+    assert "text-10" in cache and "text-11" not in cache and 3 not in cache
+    assert list(cache.ids()) == [f"text-{row}" for row in range(11)]
+
+
+def test_splits_are_found_without_their_shards(path):
+    cache = TeacherCache.open(path)
+    np.testing.assert_array_equal(cache.split_indices("test"), [2, 5, 8])
+    np.testing.assert_array_equal(cache.split_indices("train"), [0, 1, 3, 4, 6, 7, 9, 10])
+    assert list(cache.ids("test")) == ["text-2", "text-5", "text-8"]
+
+
+@pytest.mark.parametrize("codec", [*(codec() for codec in CODECS.values()), Steps(step=1 / 8)])
+@pytest.mark.parametrize("sizes", [(50, 8, 3), (50, 0, 4), (7, "all", 0), (2**18, 5, 2)], ids=str)
+def test_a_cache_describes_itself(tmp_path, codec, sizes):
+    classes, top_k, draws = sizes
+    spec = TargetsSpec(top_k=top_k, tail_draws=draws, temperatures=(2.0,), codec=codec)
+    draft = make_draft(2, num_classes=classes, targets=spec.resolve(classes))
+    write_cache(tmp_path, draft)
+    cache = TeacherCache.open(tmp_path)
+    assert cache.manifest.targets.codec == codec
+    assert cache.manifest.targets.temperatures == (1.0, 2.0)
+    for row in range(2):
+        found, expected = cache[row].targets, make_example(row, draft).targets
+        ids = expected.ids.sort(dim=1)
+        assert torch.equal(found.ids, ids.values)
+        torch.testing.assert_close(
+            found.logits, expected.logits.gather(1, ids.indices), atol=0.5, rtol=0
+        )
+        assert torch.equal(found.logsumexp, expected.logsumexp)
+        kept = found.at(1.0).log_probs.exp().sum(dim=1)
+        torch.testing.assert_close(
+            kept, expected.at(1.0).log_probs.exp().sum(dim=1), atol=1e-4, rtol=0
+        )
+
+
+def test_arrow_and_datasets_open_the_rows(path, draft):
+    files = sorted(str(file) for file in path.glob("shards/*/rows.arrow"))
+    examples = make_examples(draft)
+    plain = pa.concat_tables([pa.ipc.open_file(file).read_all() for file in files])
+    assert plain["example_id"].to_pylist() == [example.example_id for example in examples]
+    assert plain["input_ids"].to_pylist() == [example.input_ids.tolist() for example in examples]
+    cache_dir = str(path.parent / "datasets")
+    hub = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=cache_dir)
+    assert hub[9]["example_id"] == "text-9"
+    assert hub[9]["label_ids"] == examples[9].label_ids.tolist()
+    lse = np.array(hub[9]["logsumexp"], dtype=np.float32).reshape(-1, 2)
+    np.testing.assert_array_equal(lse, examples[9].targets.logsumexp.numpy())
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_datasets_opens_every_codec(tmp_path, name):
+    draft = make_draft(3, targets=TargetsSpec(top_k=4, tail_draws=2, codec=name))
+    write_cache(tmp_path / "cache", draft)
+    file = str(tmp_path / "cache/shards/00000/rows.arrow")
+    hub = datasets.load_dataset(
+        "arrow", data_files=file, split="train", cache_dir=str(tmp_path / "datasets")
+    )
+    columns = draft.targets.codec.columns(draft.layout)
+    targets = len(make_example(1, draft).target_positions)
+    for column, (_, width) in columns.items():
+        assert len(hub[1][column]) == targets * width
+
+
+def test_zarr_opens_the_hidden_states(path, draft):
+    examples = make_examples(draft)[4:8]
+    group = zarr.open_group(path / "shards/00001/hidden.zarr", mode="r")
+    assert set(group) == set(SIGNALS)
+    for name, signal in SIGNALS.items():
+        expected = torch.cat([example.hidden[name] for example in examples]).numpy()
+        assert group[name].dtype == signal.dtype
+        np.testing.assert_array_equal(group[name][:], expected.astype(signal.dtype))
+
+
+def test_hidden_states_span_chunks_and_files(tmp_path):
+    signals = {"layer.0": Signal(width=1024, dtype="float32"), "pooled": SIGNALS["pooled"]}
+    draft = make_draft(3, signals=signals, shard_examples=3)
+    examples = [make_example(row, draft, tokens) for row, tokens in enumerate((700, 9_000, 40))]
+    write_cache(tmp_path, draft, examples)
+    assert len(list(tmp_path.glob("shards/00000/hidden.zarr/layer.0/c/*/0"))) == 2
+    cache = TeacherCache.open(tmp_path)
+    for row in (2, 0, 1):
+        for name, values in examples[row].hidden.items():
+            assert torch.equal(cache[row].hidden[name], values)
+
+
+def test_record_batches_stay_small_and_rows_are_found_in_all(tmp_path):
+    draft = make_draft(600, shard_examples=600, targets=TargetsSpec(top_k=1))
+    write_cache(tmp_path, draft)
+    file = pa.ipc.open_file(tmp_path / "shards/00000/rows.arrow")
+    assert file.num_record_batches == 3
+    cache = TeacherCache.open(tmp_path)
+    for row in (599, 0, 255, 256, 511, 512):
+        assert cache[row].example_id == f"text-{row}"
+
+
+def test_values_may_be_absent_in_carried_columns(tmp_path):
+    columns = {"split": "string", "rank": "int64", "weight": "float64", "clean": "bool"}
+    draft = make_draft(2, columns=columns)
+    base = make_examples(make_draft(2))
+    carried = [
+        {"split": "train", "rank": None, "weight": None, "clean": True},
+        {"split": None, "rank": 2**40, "weight": 0.5, "clean": None},
+    ]
+    examples = [replace(e, columns=c) for e, c in zip(base, carried, strict=True)]
+    write_cache(tmp_path, draft, examples)
+    cache = TeacherCache.open(tmp_path)
+    assert [dict(cache[row].columns) for row in range(2)] == carried
+    np.testing.assert_array_equal(cache.split_indices("train"), [0])
+
+
+def test_an_example_without_targets_is_kept(tmp_path):
+    draft = make_draft(2, signals=SIGNALS)
+    examples = [make_example(0, draft, tokens=1), make_example(1, draft)]
+    write_cache(tmp_path, draft, examples)
+    cache = TeacherCache.open(tmp_path)
+    for row in range(2):
+        assert_same(cache[row], examples[row])
+
+
+def read_rows(cache: TeacherCache) -> list[str]:
+    return [f"{e.example_id} {float(e.hidden['pooled'].sum()):.6f}" for e in cache.stream(0, 0)]
+
+
+def read_in_child(cache: TeacherCache, results: multiprocessing.SimpleQueue) -> None:
+    results.put(read_rows(cache))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_the_middle_of_reading_reads_on(path):
+    cache = TeacherCache.open(path)
+    expected = read_rows(cache)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    stop = threading.Event()
+
+    def keep_reading() -> None:
+        while not stop.is_set():
+            read_rows(cache)
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    workers = [context.Process(target=read_in_child, args=(cache, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    found = [results.get() for _ in workers]
+    stop.set()
+    reader.join()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert found == [expected] * 3
+
+
+def test_a_pickled_cache_is_its_path(path):
+    cache = TeacherCache.open(path)
+    expected = read_rows(cache)
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 500
+    assert read_rows(pickle.loads(pickled)) == expected
+
+
+def test_threads_read_what_one_thread_reads(path):
+    cache = TeacherCache.open(path)
+    rows = list(np.random.default_rng(0).integers(0, 11, 200))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: cache[int(row)].example_id, rows))
+    assert found == [f"text-{row}" for row in rows]
+
+
+def test_bytes_by_column_add_up_to_the_files(path, draft):
+    (path / "tokenizer").mkdir(exist_ok=True)
+    (path / "tokenizer/tokenizer.json").write_text("{}")
+    sizes = column_bytes(TeacherCache.open(path))
+    assert sum(sizes.values()) == sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    names = set(draft.columns) | {"example_id", "input_ids", "logsumexp", "ids", "draw_logits"}
+    assert names <= set(sizes) and all(sizes[name] > 0 for name in names)
+    assert {f"hidden {name}" for name in SIGNALS} <= set(sizes)
+    assert sizes["(tokenizer)"] == 2
+
+
+def test_bytes_follow_the_columns_content(tmp_path):
+    """4 incompressible bytes for each target's logsumexp, hardly any for positions that repeat."""
+    draft = make_draft(40, shard_examples=40, targets=TargetsSpec(top_k=4, codec="exact"))
+    examples = [make_example(row, draft, tokens=101) for row in range(40)]
+    write_cache(tmp_path, draft, examples)
+    sizes = column_bytes(TeacherCache.open(tmp_path))
+    targets = 40 * 100
+    assert 3.0 < sizes["logsumexp"] / targets < 4.1
+    assert sizes["target_positions"] / targets < 0.5
+    assert 4 * 3.0 < sizes["logits"] / targets < 4 * 4.1
+
+
+def other_targets(example: CachedExample, draft: Draft, labels: np.ndarray) -> CachedExample:
+    logits = np.random.default_rng(0).normal(size=(len(labels), draft.num_classes))
+    return replace(example, targets=make_targets(logits, labels, draft, 0))
+
+
+def broken_examples() -> dict[str, tuple[CachedExample, type[Exception], str]]:
+    draft = make_draft(1, signals=SIGNALS)
+    good = make_example(5, draft, tokens=6)
+    targets = good.targets
+    logits, twice, outside = targets.logits.clone(), targets.ids.clone(), targets.ids.clone()
+    logits[2, 1], twice[1, 0], outside[0, 0] = float("nan"), twice[1, 1], 50
+    shifted = np.roll(good.label_ids, 1)
+    hidden = dict(good.hidden)
+    huge = torch.full_like(hidden["layer.0"], 1e5)
+    return {
+        "a target short": (
+            other_targets(good, draft, good.label_ids[:4]),
+            DataError,
+            r"shape of targets.ids is \[4, 8\], expected \[5, 8\]",
+        ),
+        "nan": (replace(good, targets=replace(targets, logits=logits)), NumericalError, "logits"),
+        "a class twice": (
+            replace(good, targets=replace(targets, ids=twice)),
+            DataError,
+            "kept twice",
+        ),
+        "outside": (replace(good, targets=replace(targets, ids=outside)), DataError, "outside"),
+        "a vector short": (
+            replace(good, hidden=hidden | {"layer.-1": hidden["layer.-1"][:4]}),
+            DataError,
+            r"hidden layer.-1 has shape \[4, 6\], expected \[5 or 6, 6\]",
+        ),
+        "no signal": (replace(good, hidden={}), DataError, "hidden signals"),
+        "too large": (replace(good, hidden=hidden | {"layer.0": huge}), NumericalError, "float32"),
+        "other columns": (replace(good, columns={"split": "x"}), DataError, "columns"),
+        "wrong type": (
+            replace(good, columns={"split": "x", "weight": "heavy"}),
+            DataError,
+            "'weight'",
+        ),
+        "segments": (
+            replace(good, segment_lengths=np.array([3, 4], dtype=np.int32)),
+            DataError,
+            "segment_lengths is 7, expected 6",
+        ),
+        "unshifted": (
+            other_targets(replace(good, label_ids=shifted), draft, shifted),
+            DataError,
+            "token t",
+        ),
+        "other labels": (replace(good, label_ids=shifted), DataError, "label_ids"),
+        "other temperatures": (
+            replace(good, targets=replace(targets, temperatures=(1.0, 3.0))),
+            DataError,
+            "temperatures",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", broken_examples())
+def test_an_example_that_does_not_fit_is_refused_by_name(tmp_path, name):
+    example, error, message = broken_examples()[name]
+    draft = make_draft(1, signals=SIGNALS)
+    with pytest.raises(error, match=message) as caught:
+        write_cache(tmp_path, draft, [example])
+    if name != "wrong type":
+        assert "text-5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_kept_is_refused_with_the_config():
+    for settings, message in [
+        ({"top_k": 51}, "51 is more than the 50 classes"),
+        ({"top_k": "all", "tail_draws": 3}, "leaves no tail"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            TargetsSpec(**settings).resolve(50)
+    with pytest.raises(ConfigError, match="2,000,000 classes"):
+        TargetsSpec().resolve(2_000_000)
+    with pytest.raises(ValueError, match="keeps nothing"):
+        TargetsSpec(top_k=0)
+    assert TargetsSpec(top_k="all").resolve(7).top_k == 7
+    with pytest.raises(DataError, match="column 'input_ids'"):
+        write_cache(Path("unused"), make_draft(1, columns={"input_ids": "string"}))
