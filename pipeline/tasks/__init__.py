@@ -1,0 +1,12 @@
+"""The tasks a teacher can be asked and a student can learn: one class and one line each."""
+
+from pipeline.tasks.base import Batch, Scores, Task
+from pipeline.tasks.causal_lm import CausalLM
+from pipeline.tasks.sequence_classification import SequenceClassification
+
+TASKS: dict[str, type[Task]] = {
+    "causal-lm": CausalLM,
+    "sequence-classification": SequenceClassification,
+}
+
+__all__ = ["TASKS", "Batch", "CausalLM", "Scores", "SequenceClassification", "Task"]

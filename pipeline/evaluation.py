@@ -1,0 +1,156 @@
+"""Held-out measurement: per-target scores of a model, then the task's metrics, per slice.
+
+examples -> batches -> logits -> Scores -> Task.metrics, for all and for each value of a column
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from pipeline.batches import Collator, Selection
+from pipeline.examples import CachedExample, Example
+from pipeline.losses.base import Knowledge, StudentOutputs
+from pipeline.losses.divergences import ForwardKL
+from pipeline.metrics import Metric
+from pipeline.targets import UNLABELLED, Targets
+from pipeline.tasks.base import Scores, Task
+
+
+def score_model(
+    model: nn.Module,
+    examples: Selection,
+    collator: Collator,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Scores:
+    """Score every target of the examples; with several ranks each takes a share and all get all.
+
+    Args:
+        model: in evaluation mode, on the device it should run on.
+        examples: held-out examples; with cached targets, agreement and KL are measured too.
+        batch_size: examples per forward pass.
+    """
+    device = next(model.parameters()).device
+    parts = []
+    for chunk in _chunks(range(rank, len(examples), world_size), batch_size):
+        batch_examples = [examples[index] for index in chunk]
+        batch = collator(batch_examples)
+        with torch.inference_mode():
+            inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+            logits = model(**inputs).logits.flatten(0, -2)
+            logits = logits.index_select(0, batch["target_index"].to(device)).float()
+            parts.append(_score_batch(logits, batch, batch_examples))
+    if world_size > 1:
+        parts = gather_object(parts)
+    return _join(parts)
+
+
+def teacher_scores(examples: Selection) -> Scores:
+    """The teacher's own scores on cached examples, from the cache alone."""
+    parts = []
+    for index in range(len(examples)):
+        example = examples[index]
+        assert isinstance(example, CachedExample)
+        targets = example.targets
+        top, logit = _top_choice(targets)
+        confidence = torch.exp(logit - targets.logsumexp[:, targets.temperatures.index(1.0)])
+        parts.append(
+            _scores(
+                [example],
+                label_ids=torch.from_numpy(example.label_ids.astype(np.int64)),
+                predictions=top,
+                confidence=confidence,
+                label_log_probs=targets.label_log_probs,
+                kl_to_teacher=torch.full_like(confidence, torch.nan),
+                agreement=torch.full_like(confidence, torch.nan),
+            )
+        )
+    return _join(parts)
+
+
+def measure(task: Task, scores: Scores, slices: Sequence[str] = ()) -> list[Metric]:
+    """The task's metrics over all targets, then for each value of each slice column."""
+    found = task.metrics(scores)
+    for column in slices:
+        values = scores.columns[column]
+        for value in sorted({str(v) for v in values}):
+            part = scores.where(values.astype(str) == value)
+            found += [
+                dataclasses.replace(metric, slice=f"{column}={value}")
+                for metric in task.metrics(part)
+            ]
+    return found
+
+
+def _score_batch(logits: Tensor, batch: Mapping[str, Any], examples: Sequence[Example]) -> Scores:
+    label_ids = batch["label_ids"].to(logits.device)
+    targets = batch.get("targets")
+    if targets is not None:
+        targets = targets.to(logits.device)
+        logits = logits[:, : targets.num_classes]
+    normalizer = torch.logsumexp(logits, dim=-1)
+    best, predictions = logits.max(dim=-1)
+    label_logits = logits.gather(1, label_ids.clamp(min=0)[:, None])[:, 0]
+    unknown = torch.full_like(normalizer, torch.nan)
+    kl, agreement = unknown, unknown
+    if targets is not None:
+        student = StudentOutputs(logits)
+        knowledge = Knowledge(targets, label_ids)
+        kl = ForwardKL().per_position(student, knowledge, nn.ModuleDict())
+        if targets.ids.shape[1]:
+            agreement = (_top_choice(targets)[0] == predictions).float()
+    return _scores(
+        examples,
+        label_ids=label_ids,
+        predictions=predictions,
+        confidence=torch.exp(best - normalizer),
+        label_log_probs=torch.where(label_ids == UNLABELLED, 0.0, label_logits - normalizer),
+        kl_to_teacher=kl,
+        agreement=agreement,
+    )
+
+
+def _top_choice(targets: Targets) -> tuple[Tensor, Tensor]:
+    """The teacher's first choice, [N] ids and logits."""
+    logit, column = targets.logits.max(dim=1)
+    return targets.ids.gather(1, column[:, None])[:, 0], logit
+
+
+def _scores(examples: Sequence[Example], **tensors: Tensor) -> Scores:
+    counts = [len(example.target_positions) for example in examples]
+    names = examples[0].columns
+    columns = {
+        name: np.repeat(np.array([e.columns.get(name) for e in examples], dtype=object), counts)
+        for name in names
+    }
+    whole = {"label_ids", "predictions"}
+    arrays = {
+        name: tensor.cpu().numpy().astype(np.int64 if name in whole else np.float64)
+        for name, tensor in tensors.items()
+    }
+    return Scores(**arrays, columns=columns)
+
+
+def _join(parts: Sequence[Scores]) -> Scores:
+    names = [f.name for f in dataclasses.fields(Scores) if f.name != "columns"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    shared = parts[0].columns
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in shared}
+    return Scores(**joined, columns=columns)
+
+
+def _chunks(indices: Iterable[int], size: int) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    for index in indices:
+        chunk.append(index)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,206 @@
+"""What a student reads: the cache's own examples, or other texts of the same example ids.
+
+    TeacherCache (+ rows and a tokenizer of the student's own) -> Reading -> Selection per split
+
+The teacher may have read English where the student reads Yoruba, or other tokens of the same text;
+then the example id alone joins the two, which only a task with one distribution per example allows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.batches import Collator, Selection
+from pipeline.cache import TeacherCache
+from pipeline.errors import ConfigError, DataError, MismatchError
+from pipeline.examples import CachedExample, Example
+from pipeline.identity import digest_tokenizer
+from pipeline.losses.base import Loss
+from pipeline.sources import DataConfig, Rows, load_rows
+from pipeline.tasks import TASKS, Task
+
+
+class JoinedExamples:
+    """The student's own examples, each with what the teacher said of its id.
+
+    Raises:
+        DataError: an example whose id the teacher never saw.
+    """
+
+    def __init__(self, cache: TeacherCache, examples: Sequence[Example]):
+        self.cache = cache
+        self.examples = examples
+        for example in examples:
+            if example.example_id not in cache:
+                raise DataError(
+                    f"inputs: example {example.example_id!r} is not in {cache.path}; choose the"
+                    " column that holds the cached ids with inputs.columns.id"
+                )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> CachedExample:
+        own = self.examples[index]
+        said = self.cache.by_id(own.example_id)
+        targets = replace(said.targets, label_ids=_label_tensor(own, said))
+        return CachedExample(**vars(own), targets=targets, hidden=said.hidden)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A cache as one student reads it.
+
+    Attributes:
+        cache: what the teacher said.
+        task: the cache's task.
+        tokenizer: the student's.
+        own_rows: the student's own texts, None where it reads the cache's tokens.
+    """
+
+    cache: TeacherCache
+    task: Task
+    tokenizer: Any
+    own_rows: list[Example] | None
+
+    @cached_property
+    def _joined(self) -> JoinedExamples:
+        assert self.own_rows is not None
+        return JoinedExamples(self.cache, self.own_rows)
+
+    def select(self, split: str) -> Selection:
+        """The examples of a split.
+
+        Raises:
+            StillroomError: there is none.
+        """
+        if self.own_rows is None:
+            return Selection(self.cache, self.cache.split_indices(split))
+        found = [i for i, e in enumerate(self.own_rows) if e.columns.get("split") == split]
+        if not found:
+            raise DataError(f"inputs: no example is in split {split!r}; see inputs.splits")
+        return Selection(self._joined, np.array(found))
+
+    def collator(self, losses: Sequence[Loss]) -> Collator:
+        """Joins examples and the hidden-state signals that the losses compare.
+
+        Raises:
+            ConfigError: a temperature or signal that is not cached, or one that another text lacks.
+        """
+        signals: dict[str, str] = {}
+        for loss in losses:
+            self._check_temperature(loss)
+            if loss.needs_pooled:
+                signals["pooled"] = self._find_signal("pooled")
+            for layer in loss.layer_map.values():
+                signals[f"layer.{layer}"] = self._find_signal(f"layer.{self._canonical(layer)}")
+        return Collator(self.task, self.tokenizer.pad_token_id or 0, signals)
+
+    def widths(self, signals: Mapping[str, str]) -> dict[str, int]:
+        """Width of each signal, by the name a loss uses."""
+        return {name: self.cache.manifest.signals[kept].width for name, kept in signals.items()}
+
+    def _check_temperature(self, loss: Loss) -> None:
+        wanted, cached = loss.temperature_needed, self.cache.manifest.targets.temperatures
+        if wanted is not None and wanted not in cached:
+            raise ConfigError(
+                f"losses: {loss.name} asks for temperature {wanted:g}, {self.cache.path} holds"
+                f" {', '.join(f'{t:g}' for t in cached)}; use one of these, or cache the teacher"
+                " with it"
+            )
+
+    def _canonical(self, layer: int) -> int:
+        total = int(str(self.cache.manifest.identity.teacher["layers"]))
+        canonical = layer + total + 1 if layer < 0 else layer
+        if not 0 <= canonical <= total:
+            raise ConfigError(
+                f"losses: the teacher has no layer {layer}; it has 0 (embeddings) to {total}"
+            )
+        return canonical
+
+    def _find_signal(self, name: str) -> str:
+        kept = self.cache.manifest.signals
+        if name not in kept:
+            shown = ", ".join(sorted(kept)) or "none"
+            raise ConfigError(
+                f"losses: {self.cache.path} has no hidden states {name!r} (it has {shown}); add"
+                " them to hidden in the cache's config and cache the teacher again"
+            )
+        if kept[name].per == "feature" and self.own_rows is not None:
+            raise ConfigError(
+                f"losses: {name} is cached per token of the teacher's text, but this student reads"
+                " other tokens; compare pooled vectors instead (pooled: true)"
+            )
+        return name
+
+
+def open_reading(
+    cache: TeacherCache, tokenizer: Any, inputs: DataConfig | None, student_name: str
+) -> Reading:
+    """Decide what a student reads, and refuse what does not belong together.
+
+    Args:
+        tokenizer: the student's own; None for the cache's.
+        inputs: other texts of the cached examples; None for the teacher's.
+        student_name: for messages.
+
+    Raises:
+        MismatchError: a task that needs the same tokens, with other ones; other label names.
+    """
+    import transformers
+
+    manifest = cache.manifest
+    task = TASKS[str(manifest.task["name"])].model_validate(manifest.task)
+    cached_digest = manifest.identity.tokenizer["digest"]
+    same = inputs is None
+    if tokenizer is None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)
+    elif digest_tokenizer(tokenizer) != cached_digest:
+        same = False
+        if task.same_tokens:
+            raise MismatchError(_tokenizer_message(cache, tokenizer, student_name))
+    if same:
+        return Reading(cache, task, tokenizer, None)
+    if inputs is not None and task.same_tokens:
+        raise ConfigError(
+            f"inputs: {task.name} targets belong to the cached tokens; leave inputs out"
+        )
+    rows = _cached_rows(cache) if inputs is None else load_rows(inputs, unique=False)
+    names = rows.label_names if isinstance(rows, Rows) else None
+    if names is not None and names != manifest.label_names:
+        raise MismatchError(
+            f"inputs: labels are {', '.join(names)}; {cache.path} was cached with"
+            f" {', '.join(manifest.label_names or [])}; set inputs.label_names to these"
+        )
+    carry = [*manifest.columns] if inputs is None else inputs.carry
+    return Reading(cache, task, tokenizer, list(task.examples(rows, tokenizer, carry)))
+
+
+def _cached_rows(cache: TeacherCache) -> Iterator[dict[str, Any]]:
+    """The cache's own examples as rows, for a student with another tokenizer."""
+    if "text" not in cache.manifest.columns:
+        raise MismatchError(
+            f"{cache.path}: carries no text, which a student with another tokenizer needs; add text"
+            " to data.carry and cache the teacher again, or name the data under inputs"
+        )
+    for index in range(len(cache)):
+        example = cache[index]
+        label = int(example.label_ids[0])
+        yield {**example.columns, "id": example.example_id, "label": label if label >= 0 else None}
+
+
+def _label_tensor(own: Example, said: CachedExample) -> Any:
+    return said.targets.label_ids.new_tensor(own.label_ids)
+
+
+def _tokenizer_message(cache: TeacherCache, tokenizer: Any, student_name: str) -> str:
+    cached = cache.manifest.identity.tokenizer
+    return (
+        f"{cache.path}: cached with tokenizer {str(cached['digest'])[:8]}…"
+        f" ({cached['size']:,} ids); {student_name} uses {digest_tokenizer(tokenizer)[:8]}…"
+        f" ({len(tokenizer):,} ids); cache the teacher again with this tokenizer, or choose a"
+        " student that shares the teacher's"
+    )

@@ -1,0 +1,254 @@
+"""Language modelling: the teacher's distribution of each next token.
+
+    row -> tokens + which of them are learned -> pieces of at most block_size -> blocks -> Example
+
+A document starts with BOS and ends with EOS where the tokenizer has them. Position t is a target
+when the token at t + 1 belongs to the same document and is learned (a prompt is not). With packing,
+several documents share a block and are kept apart by position ids that restart: a model must
+    isolate them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline.errors import DataError
+from pipeline.examples import Column, Example
+from pipeline.metrics import Metric, expected_calibration_error
+from pipeline.targets import UNLABELLED
+from pipeline.tasks.base import Batch, Scores, Task
+
+_ROWS_AT_ONCE = 64  # fast tokenizers are several times faster on lists
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of one document: their ids, and which of them are learned."""
+
+    name: str
+    ids: np.ndarray
+    learned: np.ndarray
+    columns: Mapping[str, Column]
+
+
+class CausalLM(Task):
+    """Next-token prediction on text, prompt and completion, or chat.
+
+    Attributes:
+        block_size: tokens of an example at most.
+        packing: fill blocks with several documents, isolated from one another.
+        overlong: a document longer than block_size is split into several pieces (nothing is lost),
+            truncated on the right, or refused.
+    """
+
+    head: ClassVar = "tokens"
+    auto_class: ClassVar = "AutoModelForCausalLM"
+    features: ClassVar = "targets"
+    same_tokens: ClassVar = True
+
+    name: Literal["causal-lm"] = "causal-lm"
+    block_size: int = Field(default=512, ge=2)
+    packing: bool = True
+    overlong: Literal["split", "truncate", "refuse"] = "split"
+
+    def num_classes(self, tokenizer: Any) -> int:
+        """The number of token ids, gaps included."""
+        return int(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
+
+    def examples(
+        self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
+    ) -> Iterator[Example]:
+        """See `Task.examples`; rows bring `text`, `prompt` and `completion`, or `messages`."""
+        pieces = (
+            piece
+            for row, ids, learned in _tokenized(rows, tokenizer)
+            for piece in self._pieces(row, ids, learned, carry)
+        )
+        groups = self._packed(pieces) if self.packing else ([piece] for piece in pieces)
+        for group in groups:
+            yield _example(group)
+
+    def batch(self, examples: Sequence[Example], pad_id: int) -> Batch:
+        """See `Task.batch`; position ids restart with each document and there is no mask.
+
+        transformers isolates documents by restarting position ids only where no attention mask is
+        given. A causal model never looks ahead, so the padding on the right needs none.
+        """
+        batch = super().batch(examples, pad_id)
+        position_ids = torch.arange(batch.inputs["input_ids"].shape[1]).repeat(len(examples), 1)
+        for row, example in enumerate(examples):
+            start = 0
+            for length in example.segment_lengths:
+                position_ids[row, start:] -= position_ids[row, start].clone()
+                start += int(length)
+        inputs = {"input_ids": batch.inputs["input_ids"], "position_ids": position_ids}
+        return Batch(inputs, batch.target_index, batch.feature_index, examples)
+
+    def metrics(self, scores: Scores) -> list[Metric]:
+        """Loss, perplexity, accuracy, calibration on labels; agreement, KL with the teacher."""
+        labelled = scores.where(scores.label_ids != UNLABELLED)
+        found = []
+        if len(labelled.label_ids):
+            correct = labelled.predictions == labelled.label_ids
+            loss = -float(labelled.label_log_probs.mean())
+            ece = expected_calibration_error(labelled.confidence, correct)
+            found += [
+                Metric("loss", loss, "nats/token", "lower"),
+                Metric("perplexity", float(np.exp(loss)), "", "lower"),
+                Metric("accuracy", 100.0 * float(correct.mean()), "%", "higher"),
+                Metric("ece", ece, "%", "lower"),
+            ]
+        return found + teacher_metrics(scores)
+
+    def _pieces(
+        self, row: Mapping[str, Any], ids: np.ndarray, learned: np.ndarray, carry: Sequence[str]
+    ) -> Iterator[_Piece]:
+        name, size = str(row["id"]), self.block_size
+        columns = {column: row.get(column) for column in ("split", *carry) if column in row}
+        if len(ids) > size and self.overlong == "refuse":
+            raise DataError(
+                f"example {name}: is {len(ids):,} tokens long, block_size is {size:,};"
+                " raise task.block_size or set task.overlong to split or truncate"
+            )
+        if len(ids) <= size or self.overlong == "truncate":
+            yield _Piece(name, ids[:size], learned[:size], columns)
+        elif self.packing:  # cut to fill the blocks
+            yield _Piece(name, ids, learned, columns)
+        else:
+            for start in range(0, len(ids), size):
+                stop = start + size
+                yield _Piece(f"{name}@{start}", ids[start:stop], learned[start:stop], columns)
+
+    def _packed(self, pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+        """Fill blocks in order; what overfills one opens the next; blocks never mix columns."""
+        group: list[_Piece] = []
+        room = self.block_size
+        for piece in pieces:
+            whole = self.overlong != "split" and len(piece.ids) > room
+            if group and (whole or piece.columns != group[0].columns):
+                yield group
+                group, room = [], self.block_size
+            start = 0
+            while start < len(piece.ids):
+                stop = min(start + room, len(piece.ids))
+                name = f"{piece.name}@{start}"
+                part = _Piece(name, piece.ids[start:stop], piece.learned[start:stop], piece.columns)
+                group.append(part)
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    yield group
+                    group, room = [], self.block_size
+        if group:
+            yield group
+
+
+def teacher_metrics(scores: Scores) -> list[Metric]:
+    """Agreement with the teacher's first choice and KL(teacher || model) at T = 1, where known."""
+    known = ~np.isnan(scores.agreement)
+    found = []
+    if known.any():
+        agreement = 100.0 * float(scores.agreement[known].mean())
+        found.append(Metric("agreement", agreement, "%", "higher"))
+    known = ~np.isnan(scores.kl_to_teacher)
+    if known.any():
+        kl = float(scores.kl_to_teacher[known].mean())
+        found.append(Metric("kl_to_teacher", kl, "nats", "lower"))
+    return found
+
+
+def _example(group: Sequence[_Piece]) -> Example:
+    ids = np.concatenate([piece.ids for piece in group]).astype(np.int32)
+    learned = np.concatenate([piece.learned for piece in group])
+    lengths = np.array([len(piece.ids) for piece in group], dtype=np.int32)
+    learned[np.cumsum(lengths)[:-1]] = False  # the first token of a document has no distribution
+    target_positions = np.flatnonzero(learned[1:]).astype(np.int32)
+    return Example(
+        example_id=group[0].name,
+        input_ids=ids,
+        segment_lengths=lengths,
+        target_positions=target_positions,
+        label_ids=ids[target_positions + 1],
+        columns=group[0].columns,
+    )
+
+
+def _tokenized(
+    rows: Iterable[Mapping[str, Any]], tokenizer: Any
+) -> Iterator[tuple[Mapping[str, Any], np.ndarray, np.ndarray]]:
+    """Rows with their token ids and a mask of the learned ones."""
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+        if all(row.get("text") is not None for row in chunk):
+            encoded = tokenizer([row["text"] for row in chunk], return_attention_mask=False)
+            for row, ids in zip(chunk, encoded["input_ids"], strict=True):
+                whole = _framed(ids, tokenizer)
+                yield row, whole, np.ones(len(whole), dtype=bool)
+        else:
+            for row in chunk:
+                yield row, *_prompted(row, tokenizer)
+
+
+def _framed(ids: Sequence[int], tokenizer: Any) -> np.ndarray:
+    ids = list(ids)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    if eos is not None and (ids[-1:] != [eos] or len(ids) == 1):
+        ids = [*ids, eos]
+    return np.array(ids, dtype=np.int32)
+
+
+def _prompted(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    if row.get("messages") is not None:
+        return _chat(row, tokenizer)
+    if row.get("prompt") is None or row.get("completion") is None:
+        raise DataError(
+            f"example {row['id']}: has neither text, nor prompt and completion, nor messages;"
+            " map the data's columns to these under data.columns"
+        )
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None and prompt[-1:] == [tokenizer.eos_token_id]:
+        prompt = prompt[:-1]  # the prompt is continued, not ended
+    ids = _framed([*prompt, *completion], tokenizer)
+    learned = np.zeros(len(ids), dtype=bool)
+    ended = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
+    learned[len(ids) - len(completion) - int(ended) :] = True
+    return ids, learned
+
+
+def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the chat template; the assistant's turns are learned, everything else is prompt."""
+    messages = row["messages"]
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"example {row['id']}: is a chat, but the tokenizer has no chat template;"
+            " use a chat model's tokenizer or map data.columns to text"
+        )
+    ids = _templated(messages, tokenizer)
+    learned = np.zeros(len(ids), dtype=bool)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _templated(messages[:turn], tokenizer, add_generation_prompt=True)
+        after = _templated(messages[: turn + 1], tokenizer)
+        if ids[: len(after)] != after or after[: len(before)] != before:
+            raise DataError(
+                f"example {row['id']}: the chat template does not keep earlier turns unchanged, so"
+                f" the tokens of turn {turn} cannot be told apart; split the chat into one row per"
+                " answer"
+            )
+        learned[len(before) : len(after)] = True
+    return np.array(ids, dtype=np.int32), learned
+
+
+def _templated(messages: Sequence[Any], tokenizer: Any, **options: Any) -> list[int]:
+    return list(
+        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    )

@@ -1,0 +1,173 @@
+"""The command `stillroom`: one subcommand per stage, errors a user can mend in one line.
+
+A CONFIG is a YAML file, or the name of one that is shipped (for instance `demo`).
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigError, StillroomError, did_you_mean
+
+CONFIGS = Path(__file__).parent / "configs"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the teacher once, keep what it said, train any number of students from it.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
+]
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+Runs = Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder that holds runs.")]
+
+
+# Stages are imported when they are run: transformers takes seconds to import.
+
+
+@app.command("cache-teacher")
+def cache_teacher_command(config: Config, set_: Overrides = None) -> None:
+    """Run the teacher once over a data set and keep its targets.
+
+    Example: stillroom cache-teacher demo --set targets.top_k=32
+    """
+    from pipeline.config import load_config
+    from stages.cache_teacher import CacheConfig, cache_teacher
+
+    cache_teacher(load_config(CacheConfig, find_config("cache", config), set_ or []))
+
+
+@app.command("train-student")
+def train_student_command(
+    configs: Annotated[list[str], typer.Argument(help="YAML files, or names of shipped configs.")],
+    set_: Overrides = None,
+) -> None:
+    """Train one student after the other, each from the cache its config names.
+
+    Example: stillroom train-student demo-labels demo-kd --set seed=1
+    """
+    from pipeline.config import load_config
+    from stages.train_student import StudentConfig, train_student
+
+    parsed = [
+        load_config(StudentConfig, find_config("student", config), set_ or []) for config in configs
+    ]
+    for config in parsed:
+        _report(train_student(config))
+
+
+@app.command("train-teacher")
+def train_teacher_command(config: Config, set_: Overrides = None) -> None:
+    """Train or fine-tune a teacher from labels.
+
+    Example: stillroom train-teacher demo --set output=data/teachers/mine --set seed=1
+    """
+    from pipeline.config import load_config
+    from stages.train_teacher import TrainTeacherConfig, train_teacher
+
+    _report(
+        train_teacher(load_config(TrainTeacherConfig, find_config("teacher", config), set_ or []))
+    )
+
+
+@app.command("evaluate")
+def evaluate_command(
+    runs: Runs,
+    split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
+) -> None:
+    """Measure finished students again on held-out examples of their cache.
+
+    Example: stillroom evaluate runs/demo/kd --split test
+    """
+    from stages.evaluate import evaluate
+
+    for run in runs:
+        table = Table("metric", "value", "unit", "slice", title=str(run))
+        for metric in evaluate(run, split):
+            table.add_row(metric.name, f"{metric.value:.4g}", metric.unit, metric.slice)
+        Console().print(table)
+
+
+@app.command("compare")
+def compare_command(
+    runs: Runs,
+    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+) -> None:
+    """Compare finished runs in a table and in one self-contained HTML page.
+
+    Example: stillroom compare runs/demo --output runs/demo/report.html
+    """
+    from stages.compare import compare
+
+    print(f"report: {compare(runs, output)}")
+
+
+@app.command("inspect")
+def inspect_command(
+    cache: Annotated[Path, typer.Argument(help="The folder of a finished cache.")],
+    example: Annotated[
+        str | None, typer.Option(help="An example id: show its text token by token.")
+    ] = None,
+) -> None:
+    """Show what a cache holds, what it costs and how much of the teacher it keeps.
+
+    Example: stillroom inspect data/caches/demo --example abc.py@0
+    """
+    from stages.inspect import inspect
+
+    inspect(cache, example)
+
+
+def find_config(kind: str, name: str) -> Path:
+    """The file of a config: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: neither (with the nearest shipped name).
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted((CONFIGS / kind).glob("*.yaml"))}
+    if name not in shipped:
+        raise ConfigError(
+            f"{name}: neither a file nor a shipped {kind} config{did_you_mean(name, shipped)}"
+        )
+    return shipped[name]
+
+
+def main() -> None:
+    """Entry point: a StillroomError becomes one line and exit code 1."""
+    _guarded(app)
+
+
+def _guarded(run: Callable[[], None]) -> None:
+    try:
+        run()
+    except StillroomError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _report(run: Path) -> None:
+    from pipeline.runs import read_result
+
+    result = read_result(run)
+    shown = ", ".join(
+        f"{m.name} {m.value:.4g}{m.unit if m.unit == '%' else ''}"
+        for m in result.metrics
+        if m.slice == "all"
+    )
+    print(f"{run}: {shown} ({result.training['seconds']:.0f} s of training)")
+
+
+if __name__ == "__main__":
+    main()

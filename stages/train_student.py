@@ -1,0 +1,153 @@
+"""Train one student from a cache: cache -> reading -> student -> trainer -> folder -> result.json.
+
+A student's config names a cache and repeats nothing about it; what does not fit the cache is
+refused before the first step.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+from pydantic import Field
+
+from pipeline.cache import TeacherCache
+from pipeline.config import StrictModel, member_of
+from pipeline.evaluation import measure, teacher_scores
+from pipeline.losses import LOSSES
+from pipeline.losses.base import Loss
+from pipeline.reading import Reading, open_reading
+from pipeline.report.card import write_card
+from pipeline.runs import Result, write_result
+from pipeline.sources import DataConfig
+from pipeline.student import FromScratch, Origin, build_student, freeze, own_tokenizer
+from pipeline.trainer import attach_projections
+from pipeline.training import EvaluationConfig, Outcome, check_run_folder, train_model
+
+
+class StudentConfig(StrictModel):
+    """One student experiment.
+
+    Attributes:
+        cache: the finished cache it learns from.
+        output: the run's folder.
+        student: where the model comes from.
+        inputs: other texts of the cached examples, joined by id; None reads what the teacher read.
+        losses: the weighted terms; labels alone are `cross_entropy`.
+        max_examples: learn from the first so many examples of the split `train` only.
+        freeze: name patterns of parameters that stay as they are.
+        training: transformers.TrainingArguments, by their own names.
+        evaluation: what is measured, and how often.
+        seed: of the weights, the order and dropout.
+    """
+
+    cache: Path
+    output: Path
+    student: Origin
+    inputs: DataConfig | None = None
+    losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
+    max_examples: int | None = Field(default=None, ge=1)
+    freeze: list[str] = []
+    training: dict[str, Any] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+
+
+def train_student(config: StudentConfig) -> Path:
+    """Train the student of a config and return its folder; a finished one is left as it is.
+
+    Raises:
+        StillroomError: the config, cache or checkpoint does not fit (one line).
+    """
+    reading = read_cache(config)
+    manifest = reading.cache.manifest
+    if check_run_folder(config.output, config):
+        return config.output
+    collator = reading.collator(config.losses)
+    model = build_student(
+        config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
+    )
+    if manifest.label_names:
+        model.config.id2label = dict(enumerate(manifest.label_names))
+        model.config.label2id = {name: i for i, name in enumerate(manifest.label_names)}
+    freeze(model, config.freeze)
+    parameters = model.num_parameters()
+    attach_projections(model, config.losses, reading.widths(collator.signals))
+    train = reading.select("train")
+    if config.max_examples is not None:
+        train.indices = train.indices[: config.max_examples]
+    curve_split = config.evaluation.curve_split or config.evaluation.split
+    outcome = train_model(
+        model,
+        reading.task,
+        config.losses,
+        train,
+        {name: reading.select(name) for name in {curve_split, config.evaluation.split}},
+        collator,
+        reading.tokenizer,
+        {"seed": config.seed, **config.training},
+        config.evaluation,
+        config.output,
+    )
+    result = Result(
+        name=config.output.name,
+        kind="student",
+        task=reading.task.name,
+        config=config.model_dump(mode="json"),
+        identity={"cache": manifest.digest},
+        model=_describe_model(model, parameters),
+        training=describe_training(outcome),
+        metrics=outcome.metrics,
+        details={
+            **reading.task.details(outcome.scores),
+            "teacher": _describe_teacher(reading, config.evaluation.split),
+        },
+    )
+    write_card(config.output, result)
+    write_result(config.output, result)
+    return config.output
+
+
+def read_cache(config: StudentConfig) -> Reading:
+    """Open the cache of a config as its student reads it."""
+    tokenizer = own_tokenizer(config.student)
+    student = config.student
+    name = student.architecture if isinstance(student, FromScratch) else student.model
+    return open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
+
+
+def describe_training(outcome: Outcome) -> dict[str, Any]:
+    """What the training took, for result.json."""
+    return {
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+        "tokens_seen": outcome.tokens,
+        "seconds": outcome.seconds,
+        "evaluation_seconds": outcome.evaluation_seconds,
+        "device": outcome.device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _describe_model(model: transformers.PreTrainedModel, parameters: int) -> dict[str, Any]:
+    config = model.config
+    return {
+        "architecture": config.model_type,
+        "parameters": parameters,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+    }
+
+
+def _describe_teacher(reading: Reading, split: str) -> dict[str, Any]:
+    """The teacher on the same held-out examples, from the cache alone."""
+    cache = reading.cache
+    held_out = Reading(cache, reading.task, reading.tokenizer, None).select(split)
+    scores = teacher_scores(held_out)
+    teacher = cache.manifest.identity.teacher
+    return {
+        "name": str(teacher["architecture"]),
+        "parameters": teacher["parameters"],
+        "metrics": [vars(metric) for metric in measure(reading.task, scores)],
+        **reading.task.details(scores),
+    }

@@ -1,0 +1,160 @@
+"""Train or fine-tune a teacher from labels: rows -> tokenizer -> examples -> model -> folder.
+
+A teacher is trained as a student is, with cross-entropy alone; the folder it leaves can be named as
+the teacher of a cache, and its result.json says how good it is.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import transformers
+from pydantic import Field
+
+from pipeline.batches import Collator, Selection
+from pipeline.config import StrictModel, member_of
+from pipeline.errors import DataError, ModelError
+from pipeline.examples import Example
+from pipeline.losses.labels import CrossEntropy
+from pipeline.runs import Result, write_result
+from pipeline.sources import DataConfig, Rows, load_rows
+from pipeline.student import FromScratch, Origin, build_student, freeze
+from pipeline.tasks import TASKS, Task
+from pipeline.trainer import attach_projections
+from pipeline.training import EvaluationConfig, check_run_folder, train_model
+
+
+class NewTokenizer(StrictModel):
+    """A byte-level BPE made from the training text; one special token begins and ends documents."""
+
+    vocab_size: int = Field(ge=257)
+
+
+class TrainTeacherConfig(StrictModel):
+    """The recipe of a teacher.
+
+    Attributes:
+        output: the folder to write.
+        task, data: what it learns and from which rows; splits `train` and the one evaluated.
+        model: a new architecture or a pretrained checkpoint.
+        tokenizer: how to make one; None takes the pretrained checkpoint's own.
+        label_smoothing, freeze, training, evaluation: as for a student.
+        dtype: precision of the saved weights.
+        seed: of the weights, the order and dropout.
+    """
+
+    output: Path
+    task: Annotated[Task, *member_of(TASKS, "task")]
+    data: DataConfig
+    model: Origin
+    tokenizer: NewTokenizer | None = None
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    freeze: list[str] = []
+    training: dict[str, Any] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+def train_teacher(config: TrainTeacherConfig) -> Path:
+    """Train the teacher of a config and return its folder; a finished one is left as it is.
+
+    Raises:
+        StillroomError: the config, data or checkpoint does not fit (one line).
+    """
+    output = config.output
+    if check_run_folder(output, config):
+        return output
+    rows = load_rows(config.data)
+    task = config.task
+    if task.head == "sequence":
+        task = task.model_copy(update={"labels": rows.label_names})
+    tokenizer = _tokenizer(config, rows)
+    examples = list(task.examples(rows, tokenizer, config.data.carry))
+    model = build_student(config.model, task, task.num_classes(tokenizer), tokenizer, config.seed)
+    if rows.label_names and task.head == "sequence":
+        model.config.id2label = dict(enumerate(rows.label_names))
+        model.config.label2id = {name: i for i, name in enumerate(rows.label_names)}
+    freeze(model, config.freeze)
+    losses = [CrossEntropy(label_smoothing=config.label_smoothing)]
+    attach_projections(model, losses, {})
+    parameters = model.num_parameters()
+    outcome = train_model(
+        model,
+        task,
+        losses,
+        Selection(examples, _split(examples, "train")),
+        {name: Selection(examples, _split(examples, name)) for name in config.data.splits},
+        Collator(task, tokenizer.pad_token_id or 0),
+        tokenizer,
+        {"seed": config.seed, **config.training},
+        config.evaluation,
+        output,
+        getattr(torch, config.dtype),
+    )
+    result = Result(
+        name=output.name,
+        kind="teacher",
+        task=task.name,
+        config=config.model_dump(mode="json"),
+        identity={"data": rows.digest},
+        model={"architecture": model.config.model_type, "parameters": parameters},
+        training={
+            "steps": outcome.steps,
+            "epochs": outcome.epochs,
+            "tokens_seen": outcome.tokens,
+            "seconds": outcome.seconds,
+            "evaluation_seconds": outcome.evaluation_seconds,
+            "device": outcome.device,
+            "threads": torch.get_num_threads(),
+        },
+        metrics=outcome.metrics,
+        details=task.details(outcome.scores),
+    )
+    write_result(output, result)
+    return output
+
+
+def _tokenizer(config: TrainTeacherConfig, rows: Rows) -> Any:
+    if config.tokenizer is not None:
+        return _train_tokenizer(config.tokenizer, rows)
+    if isinstance(config.model, FromScratch):
+        return transformers.AutoTokenizer.from_pretrained(config.model.architecture)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(config.model.model)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{config.model.model}: has no tokenizer ({first})") from error
+
+
+def _train_tokenizer(wanted: NewTokenizer, rows: Rows) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    end = "<|endoftext|>"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=wanted.vocab_size,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_training_text(rows), trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=end, eos_token=end, pad_token=end
+    )
+
+
+def _training_text(rows: Rows) -> Iterator[str]:
+    for row in rows:
+        if row["split"] == "train":
+            yield row["text"]
+
+
+def _split(examples: list[Example], name: str) -> list[int]:
+    found = [i for i, example in enumerate(examples) if example.columns.get("split") == name]
+    if not found:
+        raise DataError(f"data: no example is in split {name!r}; see data.splits")
+    return found
