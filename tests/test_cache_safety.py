@@ -1,4 +1,4 @@
-"""Crashes, full disks, damage and mistaken identity: nothing wrong is ever read as right."""
+"""Crashes, full disks and other inputs cost at most the shards under way."""
 
 import json
 import multiprocessing
@@ -9,8 +9,6 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from cache_examples import (
     SIGNALS,
@@ -18,13 +16,11 @@ from cache_examples import (
     make_draft,
     make_example,
     make_examples,
-    make_targets,
     write_cache,
     write_shards,
 )
 
 from pipeline.cache import CacheWriter, TargetsSpec, TeacherCache
-from pipeline.cache.index import hash_id
 from pipeline.errors import CacheError, DataError, MismatchError
 
 DRAFT = make_draft(10, signals=SIGNALS)
@@ -186,130 +182,3 @@ def test_shards_of_unknown_origin_are_not_adopted(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(CacheError, match=r"neither draft\.json nor manifest\.json"):
         CacheWriter(copy, DRAFT)
-
-
-def test_what_is_no_cache_is_told_from_what_is_missing(tmp_path):
-    with pytest.raises(CacheError, match="no such folder"):
-        TeacherCache.open(tmp_path / "nowhere")
-    with pytest.raises(CacheError, match="is no cache"):
-        TeacherCache.open(tmp_path)
-
-
-def change_manifest(path: Path, **changes: object) -> None:
-    raw = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(raw | changes))
-
-
-def test_a_newer_format_is_refused(copy):
-    change_manifest(copy, version=2)
-    with pytest.raises(CacheError, match="cache format 2, this Stillroom reads up to 1"):
-        TeacherCache.open(copy)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1, "task": 3}', "\x00\xff"])
-def test_a_damaged_manifest_is_one_line(copy, content):
-    (copy / "manifest.json").write_text(content)
-    with pytest.raises(CacheError, match="cache the teacher again") as caught:
-        TeacherCache.open(copy)
-    assert "\n" not in str(caught.value) and "manifest.json" in str(caught.value)
-
-
-def test_a_text_that_is_not_the_targets_own_stops_the_reader(tmp_path):
-    draft = make_draft(3, shifted=False)
-    examples = make_examples(draft)
-    text = (examples[1].input_ids + 1) % 50
-    examples[1] = replace(examples[1], input_ids=text)
-    write_cache(tmp_path, draft, examples)
-    change_manifest(tmp_path, shifted=True)
-    cache = TeacherCache.open(tmp_path)
-    assert cache[0].example_id == "text-0"
-    with pytest.raises(CacheError, match=r"shards/00000: row 1: example 'text-1' has token"):
-        cache[1]
-
-
-def test_targets_without_a_label_are_not_compared_with_the_text(tmp_path):
-    draft = make_draft(1)
-    example = make_example(0, draft, tokens=5)
-    labels = example.label_ids.copy()
-    labels[[0, 2]] = -100
-    logits = np.random.default_rng(0).normal(size=(4, 50))
-    example = replace(example, label_ids=labels, targets=make_targets(logits, labels, draft, 0))
-    write_cache(tmp_path, draft, [example])
-    assert_same(TeacherCache.open(tmp_path)[0], example)
-
-
-@pytest.mark.parametrize("name", ["rows.arrow", "hidden.zarr/pooled/c/0/0", "shard.json"])
-@pytest.mark.parametrize("damage", ["cut", "gone", "foreign"])
-def test_a_damaged_shard_is_named_and_the_others_are_read(copy, name, damage):
-    file = copy / "shards/00001" / name
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-7])
-    elif damage == "gone":
-        file.unlink()
-    else:
-        other = (copy / "shards/00002" / name).read_bytes()
-        file.write_bytes(other + b" " * (len(other) == file.stat().st_size))
-    cache = TeacherCache.open(copy)
-    assert_same(cache[9], make_example(9, DRAFT))
-    with pytest.raises(CacheError, match="shards/00001") as caught:
-        cache[5]
-    assert "\n" not in str(caught.value)
-
-
-def test_random_bytes_in_rows_never_crash_the_reader(copy):
-    file = copy / "shards/00001/rows.arrow"
-    good = file.read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(60):
-        bad = bytearray(good)
-        for place in rng.integers(0, len(bad), 4):
-            bad[place] ^= int(rng.integers(1, 256))
-        file.write_bytes(bytes(bad))
-        cache = TeacherCache.open(copy)
-        for row in range(4, 8):
-            try:
-                cache[row]
-            except CacheError as error:
-                refused += "\n" not in str(error)
-    assert refused > 60
-
-
-def test_opening_touches_no_shard(copy):
-    shutil.rmtree(copy / "shards")
-    cache = TeacherCache.open(copy)
-    assert len(cache) == 10
-    assert "text-99" not in cache
-    np.testing.assert_array_equal(cache.split_indices("test"), [2, 5, 8])
-    with pytest.raises(CacheError, match=r"shards/00000/shard.json: cannot be read"):
-        cache[0]
-
-
-def test_few_shards_are_open_at_a_time(tmp_path):
-    draft = make_draft(70, shard_examples=1)
-    write_cache(tmp_path, draft)
-    cache = TeacherCache.open(tmp_path)
-    for row in range(70):
-        assert cache[row].example_id == f"text-{row}"
-    mapped = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
-    assert len({line for line in mapped.splitlines() if str(tmp_path) in line}) < 40
-
-
-def test_ids_of_one_hash_are_told_apart(copy):
-    """An index in which every id has the hash of text-6."""
-    table = pa.table({"hash": np.full(10, hash_id("text-6"), np.uint64), "row": np.arange(10)})
-    with pa.ipc.new_file(copy / "index/ids.arrow", table.schema) as writer:
-        writer.write_table(table)
-    assert_same(TeacherCache.open(copy).by_id("text-6"), make_example(6, DRAFT))
-
-
-def test_unknown_ids_and_splits_are_refused(whole, tmp_path):
-    cache = TeacherCache.open(whole)
-    with pytest.raises(CacheError, match="has no example 'text-10' among its 10"):
-        cache.by_id("text-10")
-    with pytest.raises(CacheError, match="has no split 'tets'; did you mean 'test'"):
-        cache.split_indices("tets")
-    bare = make_draft(1, columns={})
-    write_cache(tmp_path, bare, [replace(make_example(0, bare), columns={})])
-    with pytest.raises(CacheError, match="carries no column 'split'"):
-        TeacherCache.open(tmp_path).split_indices("train")

@@ -17,7 +17,8 @@ from pipeline.cache.manifest import (
 )
 from pipeline.cache.order import epoch_order
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
-from pipeline.cache.writer import CacheWriter, ShardWriter
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "CODECS",

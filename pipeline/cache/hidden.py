@@ -3,8 +3,8 @@
     [rows, D] of each example -- append --> full blocks -- Zarr --> read(signal, rows)
 
 Chunks of 512 rows are what a random read decodes; a Zarr shard of up to 32 MB is what one file
-holds. Rows wait until a file is full, so no file is ever written twice. Chunks are not compressed:
-zstd took 7 % off float16 and doubled the time of a read.
+holds. Rows wait until a file is full, so no file is ever written twice. Chunks carry a CRC-32C and
+are not compressed: zstd took 7 % off float16 and doubled the time of a read.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from torch import Tensor
+from zarr.codecs import Crc32cCodec
 
 from pipeline.cache.manifest import Signal
 
@@ -39,7 +40,7 @@ class HiddenWriter:
                 chunks=(CHUNK_ROWS, signal.width),
                 shards=(_file_rows(signal), signal.width),
                 dtype=signal.dtype,
-                compressors=None,
+                compressors=[Crc32cCodec()],
                 fill_value=0,
             )
 

@@ -148,7 +148,8 @@ class ShardInfo(StrictModel):
     Attributes:
         index: the shard's number; first_row: the row of the cache it begins with.
         examples, targets, features, tokens: counts.
-        batch_rows: examples in each record batch of rows.arrow, in order.
+        batches: of each record batch of rows.arrow, in order: examples, where its message begins in
+            the file, bytes, and their CRC-32, which is checked whenever the batch is read.
         ids: sha256 of its example ids, each followed by a newline.
         files: path inside the shard -> [bytes, sha256].
     """
@@ -159,7 +160,7 @@ class ShardInfo(StrictModel):
     targets: int
     features: int
     tokens: int
-    batch_rows: list[int]
+    batches: list[tuple[int, int, int, int]]
     ids: str
     files: dict[str, tuple[int, str]]
 

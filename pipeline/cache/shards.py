@@ -7,6 +7,7 @@ it is believed: a chunk that is missing would otherwise be read as zeros.
 """
 
 import hashlib
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -19,7 +20,7 @@ import zarr
 
 from pipeline.cache.hidden import read_block
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
-from pipeline.cache.rows import Batch
+from pipeline.cache.rows import Batch, make_schema
 from pipeline.errors import CacheError
 
 ROWS = "rows.arrow"
@@ -54,13 +55,22 @@ def find_damage(folder: Path, info: ShardInfo) -> str | None:
 
 
 def read_column(folder: Path, name: str) -> Iterator[Any]:
-    """The values of one column of a shard, in order; no other column is decompressed."""
-    with pa.memory_map(str(folder / ROWS)) as file:
-        field = pa.ipc.open_file(file).schema.get_field_index(name)
-        options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
-        reader = pa.ipc.open_file(file, options=options)
-        for index in range(reader.num_record_batches):
-            yield from reader.get_batch(index).column(0).to_pylist()
+    """The values of one column of a shard, in order; no other column is decompressed.
+
+    Raises:
+        CacheError: rows.arrow is damaged.
+    """
+    try:
+        with pa.memory_map(str(folder / ROWS)) as file:
+            field = pa.ipc.open_file(file).schema.get_field_index(name)
+            options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
+            reader = pa.ipc.open_file(file, options=options)
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                batch.validate(full=True)
+                yield from batch.column(0).to_pylist()
+    except _BROKEN as error:
+        raise _name_damage(folder, error) from error
 
 
 class Shard:
@@ -80,13 +90,16 @@ class Shard:
             damage = f"{folder / SHARD}: is not the one that the manifest was written for"
         if damage:
             raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
-        self._batch_ends = list(accumulate(self.info.batch_rows))
+        self._batch_ends = list(accumulate(rows for rows, _, _, _ in self.info.batches))
         try:
             options = pa.ipc.IpcReadOptions(use_threads=False)
-            self._rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS)), options=options)
+            self._file = pa.memory_map(str(folder / ROWS))
+            self._rows = pa.ipc.open_file(self._file, options=options)
+            if not self._rows.schema.equals(make_schema(draft)):
+                raise ValueError(f"{ROWS} has other columns than the manifest")
             self._hidden = zarr.open_group(folder / HIDDEN, mode="r") if draft.signals else None
         except _BROKEN as error:
-            raise self._damage(error) from error
+            raise _name_damage(self._folder, error) from error
 
     def locate(self, row: int) -> tuple[int, int]:
         """The record batch of a row of the shard, and the row inside it."""
@@ -96,10 +109,13 @@ class Shard:
     def read_batch(self, index: int) -> Batch:
         """Decompress one record batch."""
         try:
+            _, start, size, checksum = self.info.batches[index]
+            if zlib.crc32(self._file.read_at(size, start)) != checksum:
+                raise ValueError(f"record batch {index} of {ROWS} fails its checksum")
             batch = self._rows.get_batch(index)
             batch.validate(full=True)  # a broken offset must not reach memory
         except _BROKEN as error:
-            raise self._damage(error) from error
+            raise _name_damage(self._folder, error) from error
         return Batch(batch, self._draft)
 
     def read_block(self, signal: str, block: int) -> np.ndarray:
@@ -107,11 +123,11 @@ class Shard:
         try:
             return read_block(self._hidden, signal, block)
         except _BROKEN as error:
-            raise self._damage(error) from error
+            raise _name_damage(self._folder, error) from error
 
-    def _damage(self, error: Exception) -> CacheError:
-        reason = " ".join(str(error).split())
-        return CacheError(
-            f"{self._folder}: cannot be read ({reason}); the shard is damaged, copy or cache it"
-            " again"
-        )
+
+def _name_damage(folder: Path, error: Exception) -> CacheError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CacheError(
+        f"{folder}: cannot be read ({reason}); the shard is damaged, copy or cache it again"
+    )

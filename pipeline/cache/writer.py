@@ -7,8 +7,6 @@ after everything they speak of is on the disk. The same draft and examples give 
 whatever order and however often interrupted.
 """
 
-import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.cache.hidden import HiddenWriter
 from pipeline.cache.index import SPLIT, write_ids, write_split
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
     Draft,
     Manifest,
-    ShardInfo,
     ShardSummary,
     Totals,
     read_draft,
@@ -33,10 +27,9 @@ from pipeline.cache.manifest import (
     read_shard,
     require_same,
 )
-from pipeline.cache.rows import check_example, count_features, encode_batch, make_schema
+from pipeline.cache.rows import make_schema
+from pipeline.cache.shard_writer import ShardWriter, sync_folder, sync_tree
 from pipeline.cache.shards import (
-    HIDDEN,
-    ROWS,
     SHARD,
     find_damage,
     hash_file,
@@ -44,99 +37,7 @@ from pipeline.cache.shards import (
     shard_folder,
 )
 from pipeline.errors import CacheError, DataError
-from pipeline.examples import CachedExample
 from pipeline.runs import write_json
-
-# A record batch is what a random read decompresses and what the writer holds in memory.
-_BATCH_ENTRIES = 65_536
-_BATCH_EXAMPLES = 256
-_ZSTD_LEVEL = 1  # entropy coding is what packs byte planes; 3 saves 0.1 % and takes twice as long
-
-
-class ShardWriter:
-    """Takes the examples of one shard, in order, from one thread at a time."""
-
-    def __init__(self, folder: Path, draft: Draft, index: int) -> None:
-        self._folder = folder
-        self._draft = draft
-        self._waiting: list[CachedExample] = []
-        self._batch_rows: list[int] = []
-        self._ids = hashlib.sha256()
-        self._info = {"index": index, "first_row": index * draft.shard_examples}
-        self._counts = {"examples": 0, "targets": 0, "features": 0, "tokens": 0}
-        self._written_features = 0
-        self._waiting_entries = 0
-        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _ZSTD_LEVEL))
-        self._sink = pa.OSFile(str(folder / ROWS), "wb")
-        self._rows = pa.ipc.new_file(self._sink, make_schema(draft), options=options)
-        self._hidden = HiddenWriter(folder / HIDDEN, draft.signals)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes in rows.arrow so far."""
-        return 0 if self._sink.closed else int(self._sink.tell())
-
-    def add(self, example: CachedExample) -> None:
-        """Append an example.
-
-        Raises:
-            DataError: its counts, shapes, ids, labels or columns do not fit.
-            NumericalError: it holds NaN or infinity.
-        """
-        check_example(example, self._draft)
-        layout = self._draft.layout
-        self._waiting.append(example)
-        self._waiting_entries += len(example.targets) * (layout.top_k + layout.tail_draws)
-        self._hidden.append(example.hidden)
-        self._ids.update(f"{example.example_id}\n".encode())
-        self._counts["examples"] += 1
-        self._counts["targets"] += len(example.targets)
-        self._counts["features"] += count_features(example, self._draft)
-        self._counts["tokens"] += len(example.input_ids)
-        full = self._waiting_entries >= _BATCH_ENTRIES or len(self._waiting) >= _BATCH_EXAMPLES
-        if full:
-            self._write_batch()
-
-    def commit(self) -> None:
-        """Write what waits, bring every file to the disk, then shard.json."""
-        expected = self._draft.shard_size(self._info["index"])
-        if self._counts["examples"] != expected:
-            raise CacheError(
-                f"{self._folder}: {self._counts['examples']} examples were added, expected"
-                f" {expected}; the data set has changed, cache it into another folder"
-            )
-        if self._waiting:
-            self._write_batch()
-        self._rows.close()
-        self._sink.close()
-        self._hidden.close()
-        files = sorted(file for file in self._folder.rglob("*") if file.is_file())
-        _sync(self._folder)
-        info = ShardInfo(
-            **self._info,
-            **self._counts,
-            batch_rows=self._batch_rows,
-            ids=self._ids.hexdigest(),
-            files={
-                file.relative_to(self._folder).as_posix(): (file.stat().st_size, hash_file(file))
-                for file in files
-            },
-        )
-        write_json(self._folder / SHARD, info.model_dump(mode="json"))
-        _sync_folder(self._folder)
-        _sync_folder(self._folder.parent)
-
-    def abandon(self) -> None:
-        """Let go of rows.arrow where commit() did not come to it."""
-        self._sink.close()
-
-    def _write_batch(self) -> None:
-        batch = encode_batch(self._waiting, self._draft, self._written_features)
-        self._rows.write_batch(batch)
-        self._written_features = self._counts["features"]
-        self._batch_rows.append(len(self._waiting))
-        self._waiting = []
-        self._waiting_entries = 0
 
 
 class CacheWriter:
@@ -223,12 +124,12 @@ class CacheWriter:
         write_ids(self.path, self._column("example_id"), self._id_of)
         if "split" in self.draft.columns:
             write_split(self.path, list(self._column("split")))
-        _sync(self.path / Path(SPLIT).parent)
+        sync_tree(self.path / Path(SPLIT).parent)
         manifest = self._make_manifest()
         content = {"version": manifest.version} | manifest.model_dump(mode="json")
         write_json(self.path / MANIFEST, content)
         (self.path / DRAFT).unlink(missing_ok=True)
-        _sync_folder(self.path)
+        sync_folder(self.path)
         return manifest
 
     def _read_begun(self) -> Draft | None:
@@ -277,22 +178,3 @@ class CacheWriter:
 def _dump_draft(draft: Draft) -> dict[str, Any]:
     """The draft's own fields, of a manifest too."""
     return draft.model_dump(mode="json", include=set(Draft.model_fields))
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder and all below it to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
