@@ -247,6 +247,14 @@ def test_who_keeps_a_label_depends_on_ids_alone(
     assert kept <= labelled_ids(sorted_path, Labelled(count=min(count + 1, 12), seed=seed))
 
 
+def test_who_keeps_a_label_is_pinned_for_ever(tmp_path: Path) -> None:
+    """Teacher and student choose apart, in other processes and other years."""
+    rows = [{"id": f"s{i}", "text": f"{i}", "label": "c"} for i in range(100)]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    assert labelled_ids(path, Labelled(count=3, seed=0)) == {"s23", "s51", "s99"}
+    assert labelled_ids(path, Labelled(count=3, seed=1)) == {"s15", "s54", "s72"}
+
+
 def test_a_sentence_in_two_languages_is_labelled_once_and_only_where_allowed(
     tmp_path: Path,
 ) -> None:

@@ -112,7 +112,7 @@ class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
             mask = mask & kept
         weights = mask.to(self.embeddings.weight.dtype)
         sums = nn.functional.embedding_bag(
-            input_ids, self.embeddings.weight, mode="sum", per_sample_weights=weights, padding_idx=0
+            input_ids, self.embeddings.weight, mode="sum", per_sample_weights=weights
         )
         return sums / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
 
