@@ -9,7 +9,7 @@ seed and the shard alone, so an interrupted capture continues and leaves the sam
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Capture:
         batch_tokens: tokens of a batch at most, padding included; a longer example goes alone.
         seed: of the tail draws.
         log: told after every shard.
-        progress: told the tokens of every batch that was answered.
+        progress: told the tokens of every batch that was asked, and the bytes that are safe.
     """
 
     teacher: Teacher
@@ -103,7 +103,7 @@ class Capture:
     batch_tokens: int
     seed: int
     log: CaptureLog
-    progress: Callable[[int], None]
+    progress: Callable[[int, int], None]
 
     def run(self) -> None:
         """Capture every shard that does not stand yet.
@@ -116,9 +116,11 @@ class Capture:
         with Background(sink.take, self._depth()) as background:
             for index in range(self.writer.draft.num_shards):
                 if index not in self.writer.finished:
-                    self._ask_shard(index, background)
+                    self._ask_shard(index, background, session)
 
-    def _ask_shard(self, index: int, background: Background["_Answer"]) -> None:
+    def _ask_shard(
+        self, index: int, background: Background["_Answer"], session: Mapping[str, Any]
+    ) -> None:
         draft = self.writer.draft
         first, size = index * draft.shard_examples, draft.shard_size(index)
         examples = [self.examples[first + row] for row in range(size)]
@@ -136,7 +138,8 @@ class Capture:
             )
             last = number == len(batches) - 1
             background.put(_Answer(index, rows, captured, last))
-            self.progress(sum(len(example.input_ids) for example in batch.examples))
+            tokens = sum(len(example.input_ids) for example in batch.examples)
+            self.progress(tokens, session["bytes"])
 
     def _depth(self) -> int:
         per_batch = self.batch_tokens * bytes_per_token(self.spec, self.teacher.width)

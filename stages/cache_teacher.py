@@ -114,7 +114,9 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     tokenizer = load_tokenizer(config.teacher)
     if (output / "manifest.json").is_file():
         manifest = _require_same_content(config, task, rows, tokenizer)
-        console.print(f"{output}: stands already, {manifest.totals.examples:,} examples; kept")
+        console.print(
+            f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
+        )
         return output
     spool = Spool.write(
         output / "examples.arrow", task.examples(rows, tokenizer, config.data.carry)
@@ -144,7 +146,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         manifest = writer.finish()
     finally:
         spool.close()
-    console.print(log.summarise(output, manifest.totals.bytes))
+    console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)
     return output
 
 

@@ -62,18 +62,18 @@ class CaptureProgress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, tokens: int) -> None:
-        """Count the tokens of a batch that was asked."""
+    def advance(self, tokens: int, written: int) -> None:
+        """Count the tokens of a batch that was asked; `written` bytes are safe on the disk."""
         self._done += tokens
-        self._bar.update(self._task, completed=self._done, facts=self._facts())
+        facts = self._facts(written)
+        self._bar.update(self._task, completed=self._done, facts=facts)
         if not self._console.is_terminal and time.monotonic() - self._told > _LINE_SECONDS:
             self._told = time.monotonic()
             share = 100.0 * self._done / self._total
-            self._console.print(f"caching {share:3.0f} %, {self._facts()}")
+            self._console.print(f"caching {share:3.0f} %, {facts}")
 
-    def _facts(self) -> str:
+    def _facts(self, written: int) -> str:
         tokens = self._done - self._before
         rate = tokens / max(time.monotonic() - self._began, 1e-9)
-        written = self._writer.bytes_written
         per_token = f", {written / self._done:.0f} B/token" if self._done and written else ""
         return f"{rate:,.0f} tokens/s, {written / 1e6:,.1f} MB{per_token}"

@@ -156,14 +156,18 @@ def test_the_same_generator_gives_the_same_draws_and_another_gives_others() -> N
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("column", [0, 99])
+@pytest.mark.parametrize("column", [0, 99, 299])
 def test_a_row_with_a_number_that_is_not_finite_has_a_nan_normaliser(
     bad: float, column: int
 ) -> None:
-    logits = make_logits(3, 100)
+    logits = make_logits(
+        3, 300
+    )  # in draws, 300 classes are groups of 17, with 6 columns of padding
     logits[1, column] = bad
     targets = sparse_targets(logits, 4, 2, TEMPERATURES, no_labels(3), make_generator())
     assert targets.logsumexp.isfinite().all(dim=1).tolist() == [True, False, True]
+    everything = sparse_targets(logits * bad, 4, 2, (1.0,), no_labels(3), make_generator())
+    assert not everything.logsumexp.isfinite().any()
 
 
 def test_no_positions_give_no_targets() -> None:

@@ -23,13 +23,14 @@ from pipeline.identity import digest_json, digest_weights
 from pipeline.targets import Targets
 from pipeline.teacher.captured import Captured
 from pipeline.teacher.loading import TeacherConfig, load_model
+from pipeline.teacher.packing import drop_unknown
 from pipeline.teacher.sparse import sparse_targets
 from pipeline.teacher.stopwatch import Stopwatch
 
 _LOG = logging.getLogger(__name__)
 # Elements of a chunk of float32 logits. A CPU maps an allocation above 32 MB afresh every time, and
 # faulting it in costs more than the arithmetic.
-_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
+_CPU_CHUNK, _GPU_CHUNK = 1 << 21, 1 << 26
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
 
 
@@ -62,6 +63,7 @@ class Teacher:
         width: D.
         head: the output head of a language model; None where the whole model gives the logits.
         forward: how long the model itself took, the head included.
+        chunk_elements: float32 logits held at a time.
     """
 
     def __init__(self, model: Any, output: Literal["tokens", "sequence"], num_classes: int) -> None:
@@ -84,6 +86,7 @@ class Teacher:
         self._output = output
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.forward = Stopwatch(self.device)
+        self.chunk_elements = _CPU_CHUNK if self.device.type == "cpu" else _GPU_CHUNK
         self.head = _find_head(model, num_classes) if output == "tokens" else None
 
     @classmethod
@@ -160,7 +163,8 @@ class Teacher:
             spec: what is kept.
             generator: of the tail draws, on the teacher's device.
         """
-        put = {name: _send(tensor, self.device) for name, tensor in inputs.items()}
+        known = drop_unknown(self.model, inputs)
+        put = {name: _send(tensor, self.device) for name, tensor in known.items()}
         labels = torch.cat([torch.from_numpy(e.label_ids).long() for e in examples])
         with self.forward:
             source, states = self._run(put, spec)
@@ -188,7 +192,7 @@ class Teacher:
         self, rows: Tensor, labels: Tensor, spec: CaptureSpec, generator: torch.Generator | None
     ) -> Targets:
         """Targets of [N, D] hidden states or [N, V] logits, chunk by chunk."""
-        step = max(1, _CHUNK.get(self.device.type, _CHUNK["cuda"]) // self.num_classes)
+        step = max(1, self.chunk_elements // self.num_classes)
         labels = _send(labels, self.device)
         parts = []
         for start in range(0, max(len(rows), 1), step):

@@ -1,15 +1,25 @@
 """Whether a model keeps packed documents apart: asked of the model itself, not of its name."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.examples import Example
 
 _LENGTH = 12  # tokens per probed document; several rows, since some kernels isolate only one
+
+
+def drop_unknown(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs without `position_ids` where a model numbers positions by itself."""
+    parameters = inspect.signature(model.forward).parameters
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = is_open or "position_ids" in parameters
+    return {name: value for name, value in inputs.items() if known or name != "position_ids"}
 
 
 @torch.no_grad()
@@ -24,10 +34,11 @@ def require_isolation(model: Any, make_inputs: Callable[[Sequence[Example]], Any
         ModelError: the second document saw the first.
     """
     device = model.get_input_embeddings().weight.device
-    first, second = (
-        model(**{name: value.to(device) for name, value in make_inputs(rows).items()}).logits
-        for rows in (_packed_rows(0), _packed_rows(1))
-    )
+    answers = []
+    for rows in (_packed_rows(0), _packed_rows(1)):
+        inputs = drop_unknown(model, make_inputs(rows))
+        answers.append(model(**{name: value.to(device) for name, value in inputs.items()}).logits)
+    first, second = answers
     moved = (first - second).float().abs()[:, _LENGTH:]
     scale = float(first.float().abs().max())
     if float(moved.max()) > 64 * torch.finfo(first.dtype).eps * scale:

@@ -153,7 +153,7 @@ def draw_tail(
     group = _invert(grid.sum(dim=1), uniform[0])
     members = grid.gather(2, group[:, None, :].expand(N, width, draws)).transpose(1, 2)
     member = _invert(members, uniform[1][:, :, None])[:, :, 0]
-    return member * groups + group
+    return (member * groups + group).clamp(max=V - 1)  # beyond V only where weights are NaN
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -1,0 +1,425 @@
+"""Stage one from end to end, on tiny teachers: what is cached, what is refused, what survives."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_teachers import (
+    TOPICS,
+    make_bert,
+    make_config,
+    make_llama,
+    make_rows,
+    make_tokenizer,
+    read_files,
+    save_teacher,
+    write_rows,
+)
+
+from pipeline.cache import TeacherCache
+from pipeline.errors import (
+    CacheError,
+    ConfigError,
+    DataError,
+    MismatchError,
+    ModelError,
+    NumericalError,
+)
+from pipeline.teacher import Background
+from stages.cache_teacher import CacheConfig, cache_teacher
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"), make_llama())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", make_rows(COUNT))
+
+
+def run(config: CacheConfig) -> TeacherCache:
+    return TeacherCache.open(cache_teacher(config, progress=False))
+
+
+def own_loss(ids: np.ndarray, positions: np.ndarray, labels: np.ndarray) -> float:
+    """The mean loss of the fixture's teacher on one document, by the model's own forward."""
+    with torch.no_grad():
+        logits = make_llama()(input_ids=torch.from_numpy(ids).long()[None]).logits[0, :, :300]
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return -float(log_probs[torch.from_numpy(positions).long(), torch.from_numpy(labels)].mean())
+
+
+def test_the_loss_from_the_cache_is_the_teachers_own(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    task = {"name": "causal-lm", "block_size": 64, "packing": False, "overlong": "truncate"}
+    cache = run(make_config(tmp_path, teacher, data, task=task))
+    assert len(cache) == COUNT
+    for index in (0, 5, 8):
+        example = cache[index]
+        ids = torch.from_numpy(example.input_ids).long()[None]
+        with torch.no_grad():  # transformers shifts the labels by itself
+            own = float(make_llama()(input_ids=ids, labels=ids).loss)
+        found = -float(example.targets.label_log_probs.mean())
+        unshifted = own_loss(example.input_ids, example.target_positions, ids[0, :-1].numpy())
+        assert found == pytest.approx(own, abs=2e-2)  # the model's own counts its 4 padded rows
+        labels = example.label_ids.astype(np.int64)
+        exact = own_loss(example.input_ids, example.target_positions, labels)
+        assert found == pytest.approx(exact, abs=1e-4)
+        assert abs(found - unshifted) > 1e-2
+
+
+def test_with_every_class_kept_the_cache_is_the_dense_softmax(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    targets = {"top_k": "all", "temperatures": [1.0, 2.0], "codec": "exact"}
+    cache = run(make_config(tmp_path, teacher, data, targets=targets))
+    example = cache[0]
+    assert example.targets.ids.shape[1] == 300
+    assert example.targets.ids[0].tolist() == list(range(300))
+    first = int(example.segment_lengths[0])
+    ids = torch.from_numpy(example.input_ids[:first]).long()[None]
+    with torch.no_grad():
+        logits = make_llama()(input_ids=ids).logits[0, : first - 1, :300]
+    for temperature in (1.0, 2.0):
+        found = example.targets.at(temperature).log_probs[: first - 1]
+        expected = torch.log_softmax(logits / temperature, dim=-1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_examples_come_back_in_the_order_of_the_data_with_their_columns(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    task = {"name": "causal-lm", "block_size": 64, "packing": False, "overlong": "truncate"}
+    cache = run(make_config(tmp_path, teacher, data, task=task))
+    assert [cache[i].example_id for i in range(COUNT)] == [f"row {i}" for i in range(COUNT)]
+    assert cache[3].columns == {"split": "train", "language": "en"}
+    assert (tmp_path / "cache" / "tokenizer" / "tokenizer.json").is_file()
+    assert not (tmp_path / "cache" / "examples.arrow").exists()
+
+
+def test_the_size_of_batches_changes_no_answer_but_by_rounding(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    one, other = (
+        run(make_config(tmp_path / str(tokens), teacher, data, batch={"tokens": tokens}))
+        for tokens in (40, 4000)
+    )
+    for index in range(len(one)):
+        torch.testing.assert_close(
+            one[index].targets.logsumexp, other[index].targets.logsumexp, rtol=1e-5, atol=1e-4
+        )
+
+
+def test_the_same_config_gives_the_same_bytes(tmp_path: Path, teacher: Path, data: Path) -> None:
+    hidden = {"layers": [0, -1], "pooled": True}
+    files = []
+    for name in ("one", "two"):
+        cache_teacher(make_config(tmp_path / name, teacher, data, hidden=hidden), progress=False)
+        files.append(read_files(tmp_path / name / "cache"))
+    assert files[0] == files[1]
+    assert len(files[0]) > 10
+
+
+def test_another_seed_gives_other_draws_and_the_same_head(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    one, other = (
+        run(make_config(tmp_path / str(seed), teacher, data, seed=seed))[0].targets
+        for seed in (0, 1)
+    )
+    assert torch.equal(one.ids, other.ids)
+    assert not torch.equal(one.draw_ids, other.draw_ids)
+
+
+def test_a_classifier_is_cached_with_its_label_names_and_pooled_vectors(
+    tmp_path: Path, data: Path
+) -> None:
+    teacher = save_teacher(tmp_path / "bert", make_bert())
+    config = make_config(
+        tmp_path,
+        teacher,
+        data,
+        task={"name": "sequence-classification", "max_length": 32},
+        targets={"top_k": "all", "codec": "exact"},
+        hidden={"layers": [-1], "pooled": True, "dtype": "float32"},
+    )
+    cache = run(config)
+    assert cache.manifest.label_names == TOPICS
+    assert not cache.manifest.shifted
+    example = cache[1]
+    with torch.no_grad():
+        own = make_bert()(
+            input_ids=torch.from_numpy(example.input_ids).long()[None], output_hidden_states=True
+        )
+    log_probs = torch.log_softmax(own.logits[0], dim=0)
+    torch.testing.assert_close(example.targets.at(1.0).log_probs[0], log_probs)
+    assert float(example.targets.label_log_probs[0]) == pytest.approx(float(log_probs[1]), abs=1e-5)
+    state = own.hidden_states[-1]
+    torch.testing.assert_close(example.hidden["layer.2"], state[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(example.hidden["pooled"], state.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_cache_is_kept_without_loading_the_teacher(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = save_teacher(tmp_path / "teacher", make_llama())
+    config = make_config(tmp_path, teacher, data)
+    cache_teacher(config, progress=False)
+    before = read_files(config.output)
+    weights = teacher / "model.safetensors"
+    status = weights.stat()
+    weights.write_bytes(b"?" * status.st_size)  # whoever reads this fails
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    cache_teacher(config)
+    assert "stands already" in capsys.readouterr().out
+    assert read_files(config.output) == before
+
+
+def test_a_teacher_that_was_trained_on_no_longer_fits_its_finished_cache(
+    tmp_path: Path, data: Path
+) -> None:
+    teacher = save_teacher(tmp_path / "teacher", make_llama())
+    config = make_config(tmp_path, teacher, data)
+    cache_teacher(config, progress=False)
+    save_teacher(teacher, make_llama())  # the same weights, written anew
+    cache_teacher(config, progress=False)
+    changed = make_llama()
+    with torch.no_grad():
+        changed.model.norm.weight[0] += 1e-3
+    save_teacher(teacher, changed)
+    with pytest.raises(MismatchError, match="cached with digest"):
+        cache_teacher(config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"targets": {"top_k": 4, "codec": "exact"}}, r"targets\.top_k"),
+        ({"task": {"name": "causal-lm", "block_size": 16}}, r"task\.block_size"),
+    ],
+)
+def test_changed_settings_do_not_fit_a_finished_cache(
+    tmp_path: Path, teacher: Path, data: Path, changes: dict[str, Any], field: str
+) -> None:
+    cache_teacher(make_config(tmp_path, teacher, data), progress=False)
+    with pytest.raises(MismatchError, match=f"cached with {field} "):
+        cache_teacher(make_config(tmp_path, teacher, data, **changes), progress=False)
+
+
+def test_how_a_capture_runs_may_change(tmp_path: Path, teacher: Path, data: Path) -> None:
+    cache_teacher(make_config(tmp_path, teacher, data), progress=False)
+    how = {"model": str(teacher), "device": "cpu", "attn_implementation": "eager"}
+    changed = make_config(tmp_path, teacher, data, teacher=how, batch={"tokens": 64})
+    cache_teacher(changed, progress=False)
+
+
+def test_one_changed_word_does_not_fit_a_finished_cache(tmp_path: Path, teacher: Path) -> None:
+    rows = make_rows(COUNT)
+    config = make_config(tmp_path, teacher, write_rows(tmp_path / "rows.jsonl", rows))
+    cache_teacher(config, progress=False)
+    rows[7]["text"] += " again"
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(MismatchError, match="cached with digest"):
+        cache_teacher(config, progress=False)
+
+
+def test_a_changed_chat_template_does_not_fit_a_finished_cache(tmp_path: Path, data: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", make_llama())
+    config = make_config(tmp_path, teacher, data)
+    cache_teacher(config, progress=False)
+    make_tokenizer(chat_template="{{ messages }}").save_pretrained(teacher)
+    with pytest.raises(MismatchError, match="cached with digest"):
+        cache_teacher(config, progress=False)
+
+
+def test_a_disk_that_is_full_stops_the_stage_and_costs_only_the_shard_under_way(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    targets = {"top_k": "all", "codec": "exact"}
+    rows = make_rows(COUNT)
+    rows[3]["text"] = rows[3]["text"] * 30  # several blocks, so that a later shard is the largest
+    short = [{**row, "text": row["text"][:30]} for row in rows[:3]]
+    file = write_rows(tmp_path / "rows.jsonl", [*short, *rows[3:]])
+    task = {"name": "causal-lm", "block_size": 32, "packing": False}
+    whole = make_config(
+        tmp_path / "whole", teacher, file, targets=targets, task=task, shard={"examples": 3}
+    )
+    cache_teacher(whole, progress=False)
+    sizes = [f.stat().st_size for f in sorted(whole.output.glob("shards/*/rows.arrow"))]
+    assert sizes[0] < sizes[1]
+    config = whole.model_copy(update={"output": tmp_path / "cache"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((sizes[0] + sizes[1]) // 2, hard))
+    try:
+        with pytest.raises(CacheError, match=r"cannot be written .* 1 of .* shards are safe"):
+            cache_teacher(config, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(CacheError, match="not finished"):
+        TeacherCache.open(config.output)
+    cache_teacher(config, progress=False)
+    assert read_files(config.output) == read_files(whole.output)
+    sessions = json.loads((config.output / "capture.json").read_text())["sessions"]
+    assert [s["examples"] for s in sessions] == [3, len(TeacherCache.open(config.output)) - 3]
+
+
+def test_a_killed_capture_continues_to_the_same_bytes(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(120))
+    settings: dict[str, Any] = {"shard": {"examples": 5}, "hidden": {"pooled": True}}
+    config = make_config(tmp_path, teacher, rows, **settings)
+    script = (
+        "import sys; from stages.cache_teacher import *\n"
+        "cache_teacher(CacheConfig.model_validate_json(sys.argv[1]), progress=False)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, config.model_dump_json()], cwd=Path(__file__).parents[1]
+    )
+    while not (config.output / "shards" / "00001" / "shard.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (config.output / "manifest.json").exists()
+    cache_teacher(config, progress=False)
+    whole = make_config(tmp_path / "whole", teacher, rows, **settings)
+    cache_teacher(whole, progress=False)
+    assert read_files(config.output) == read_files(whole.output)
+
+
+def test_numbers_that_are_not_finite_stop_the_stage_and_name_the_example(
+    tmp_path: Path, data: Path
+) -> None:
+    model, tokenizer = make_llama(), make_tokenizer()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("!")] = torch.nan
+    rows = make_rows(COUNT)
+    rows[13]["text"] += "!"
+    task = {"name": "causal-lm", "block_size": 64, "packing": False, "overlong": "truncate"}
+    config = make_config(
+        tmp_path,
+        save_teacher(tmp_path / "teacher", model),
+        write_rows(tmp_path / "rows.jsonl", [{**r, "text": r["text"][-60:]} for r in rows]),
+        task=task,
+    )
+    with pytest.raises(NumericalError, match=r"'row 13': the teacher's logits .* are NaN"):
+        cache_teacher(config, progress=False)
+    assert (config.output / "shards" / "00001" / "shard.json").is_file()
+    assert not (config.output / "shards" / "00002" / "shard.json").exists()
+
+
+def test_an_example_longer_than_the_model_names_both_lengths(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    rows = make_rows(2)
+    rows[1]["text"] = "many bottles " * 60
+    task = {"name": "causal-lm", "block_size": 500, "packing": False}
+    config = make_config(tmp_path, teacher, write_rows(tmp_path / "long.jsonl", rows), task=task)
+    with pytest.raises(DataError, match=r"example 'row 1': is \d+ tokens long, .* at most 64"):
+        cache_teacher(config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "complaint"),
+    [
+        ({"targets": {"top_k": 301}}, ConfigError, "301 is more than the 300 classes"),
+        ({"hidden": {"layers": [5]}}, ConfigError, "has no layer 5"),
+        ({"teacher": {"model": "./nowhere"}}, ModelError, "nowhere: no such folder"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused(
+    tmp_path: Path,
+    teacher: Path,
+    data: Path,
+    changes: dict[str, Any],
+    error: type[Exception],
+    complaint: str,
+) -> None:
+    with pytest.raises(error, match=complaint):
+        cache_teacher(make_config(tmp_path, teacher, data, **changes), progress=False)
+    assert not (tmp_path / "cache" / "draft.json").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, data: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", make_llama(vocab_size=290))
+    with pytest.raises(ModelError, match="gives 290 logits, the tokenizer has 300 ids"):
+        cache_teacher(make_config(tmp_path, teacher, data), progress=False)
+
+
+def test_capture_json_says_what_it_took(tmp_path: Path, teacher: Path, data: Path) -> None:
+    cache = run(make_config(tmp_path, teacher, data))
+    log = json.loads((cache.path / "capture.json").read_text())
+    assert log["tokens"] == cache.manifest.totals.tokens
+    assert log["targets"] == cache.manifest.totals.targets
+    assert log["bytes"] == cache.manifest.totals.bytes
+    assert 0 < log["forward_seconds"] < log["seconds"]
+    assert (log["device"], log["dtype"]) == ("cpu", "float32")
+
+
+def test_items_are_consumed_in_order_before_the_block_is_left() -> None:
+    seen: list[int] = []
+
+    def consume(item: int) -> None:
+        time.sleep(0.001)
+        seen.append(item)
+
+    with Background(consume, depth=2) as background:
+        for item in range(20):
+            background.put(item)
+    assert seen == list(range(20))
+
+
+def test_a_failing_consumer_stops_whoever_feeds_it_without_a_hang() -> None:
+    seen: list[int] = []
+
+    def consume(item: int) -> None:
+        seen.append(item)
+        if item == 3:
+            raise OSError("no space left")
+
+    def feed() -> None:
+        with Background(consume, depth=1) as background:
+            for item in range(10_000):
+                background.put(item)
+
+    with pytest.raises(OSError, match="no space left"):
+        feed()
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_consumer_that_fails_on_the_last_item_is_noticed_on_leaving() -> None:
+    def consume(item: int) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"), Background(consume, depth=4) as background:
+        background.put(0)
+
+
+def test_when_the_feeder_fails_what_waits_is_dropped() -> None:
+    seen: list[int] = []
+
+    def consume(item: int) -> None:
+        time.sleep(0.05)
+        seen.append(item)
+
+    with pytest.raises(KeyError, match="bad"), Background(consume, depth=8) as background:
+        for item in range(8):
+            background.put(item)
+        raise KeyError("bad")
+    assert len(seen) < 8
