@@ -158,7 +158,7 @@ def test_the_auto_classes_know_the_bag(tmp_path: Path) -> None:
     config = AutoConfig.for_model("hashed-bag", num_labels=7)
     model = AutoModelForSequenceClassification.from_config(config)
     assert isinstance(model, HashedBagForSequenceClassification)
-    assert sum(p.numel() for p in model.parameters()) == (2**14 + 1) * 96 + 96 * 7 + 7
+    assert sum(p.numel() for p in model.parameters()) == (2**16 + 1) * 24 + 24 * 7 + 7
     small_tokenizer().save_pretrained(tmp_path)
     small_bag().save_pretrained(tmp_path)
     opened = AutoTokenizer.from_pretrained(tmp_path)

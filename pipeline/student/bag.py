@@ -37,8 +37,8 @@ class HashedBagConfig(PreTrainedConfig):  # type: ignore[misc]  # ships without 
 
     model_type = "hashed-bag"
 
-    vocab_size: int = 2**14 + 1
-    hidden_size: int = 96
+    vocab_size: int = 2**16 + 1
+    hidden_size: int = 24
     num_hidden_layers: int = 0
     intermediate_size: int = 192
     hidden_dropout: float = 0.0

@@ -34,7 +34,7 @@ class HashedNgramTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # ships 
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     def __init__(
-        self, buckets: int = 2**14, ngram_sizes: Sequence[int] = (1, 2, 3, 4), **options: Any
+        self, buckets: int = 2**16, ngram_sizes: Sequence[int] = (1, 2, 3, 4), **options: Any
     ) -> None:
         self.buckets = buckets
         self.ngram_sizes = list(ngram_sizes)
