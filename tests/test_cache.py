@@ -1,8 +1,9 @@
 """What is put on the shelf comes back, to any reader, and wrong examples do not get there."""
 
 import multiprocessing
+import os
 import pickle
-import threading
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cache_examples import (
 from pipeline.cache import CODECS, Draft, Signal, TargetsSpec, TeacherCache
 from pipeline.cache.codecs import Steps
 from pipeline.cache.sizes import column_bytes
+from pipeline.errors import CacheError
 
 
 @pytest.fixture(scope="module")
@@ -175,33 +177,25 @@ def read_rows(cache: TeacherCache) -> list[str]:
     return [f"{e.example_id} {float(e.hidden['pooled'].sum()):.6f}" for e in cache.stream(0, 0)]
 
 
-def read_in_child(cache: TeacherCache, results: multiprocessing.SimpleQueue) -> None:
-    results.put(read_rows(cache))
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_in_the_middle_of_reading_reads_on(path):
-    cache = TeacherCache.open(path)
-    expected = read_rows(cache)
+def test_a_fork_in_the_middle_of_a_read_reads_on(path, tmp_path):
+    """A thread is held inside a read, by a file that gives nothing yet, while the process forks."""
+    slow = Path(shutil.copytree(path, tmp_path / "slow"))
+    pipe = slow / "shards/00001/shard.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    cache = TeacherCache.open(slow)
     context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    stop = threading.Event()
-
-    def keep_reading() -> None:
-        while not stop.is_set():
-            read_rows(cache)
-
-    reader = threading.Thread(target=keep_reading)
-    reader.start()
-    workers = [context.Process(target=read_in_child, args=(cache, results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    found = [results.get() for _ in workers]
-    stop.set()
-    reader.join()
-    for worker in workers:
-        worker.join(timeout=60)
-    assert found == [expected] * 3
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(lambda: cache[4])
+        with pipe.open("w"):  # returns once the reader has opened the other end
+            child = context.Process(target=lambda: [cache[row] for row in (0, 3, 8)])
+            child.start()
+            child.join(timeout=30)
+            child.kill()
+        assert isinstance(held.exception(), CacheError)
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_pickled_cache_is_its_path(path):
