@@ -21,7 +21,8 @@ class TeacherConfig(StrictModel):
     Attributes:
         model: a name on the hub, or a folder that `save_pretrained` wrote.
         revision: branch, tag or commit on the hub.
-        dtype: "auto" takes what the weights are stored in.
+        dtype: "auto" takes what the weights are stored in, and float32 on a CPU, where half
+            precision is emulated and several times slower.
         device: "auto" takes a GPU where there is one; ignored where `device_map` is given.
         attn_implementation: as transformers names them (sdpa, eager, flash_attention_2, ...).
         device_map: as transformers names them, for a teacher larger than one GPU.
@@ -85,7 +86,10 @@ def load_model(
         _check_labels(config.model, model.config, label_names)
     model.config.use_cache = False  # with a key-value cache, packed documents are not isolated
     model.eval().requires_grad_(False)
-    return model if config.device_map is not None else model.to(choose_device(config.device))
+    if config.device_map is not None:
+        return model
+    device = choose_device(config.device)
+    return model.float() if config.dtype == "auto" and device.type == "cpu" else model.to(device)
 
 
 def choose_device(device: str) -> torch.device:
