@@ -130,7 +130,7 @@ def test_auto_takes_draws_where_there_are_some_and_the_bucket_elsewhere() -> Non
     teacher, student = normal(0, 4, V), normal(1, 4, V)
     with_draws, without = make_targets(teacher, 3, draws=2), make_targets(teacher, 3)
     assert torch.equal(kl_of(student, with_draws), kl_of(student, with_draws, tail="draws"))
-    assert torch.equal(kl_of(student, without), kl_of(student, without, tail="bucket"))
+    assert torch.equal(kl_of(student, without), kl_of(student, with_draws, tail="bucket"))
     assert not torch.allclose(kl_of(student, with_draws), kl_of(student, without))
 
 
@@ -188,6 +188,15 @@ def test_the_bucket_is_accurate_however_little_the_student_puts_on_either_side(g
     found = kl_of(single, targets, tail="bucket")
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert gradient(found, single).isfinite().all()
+
+
+def test_a_student_that_rules_out_all_that_was_not_kept_is_infinitely_far_but_not_nan() -> None:
+    targets = make_targets(normal(0, 3, V), 3)
+    student = torch.full((3, V), -torch.inf, dtype=torch.float64)
+    student = student.scatter(1, targets.ids, 1.0).requires_grad_()
+    found = kl_of(student, targets, tail="bucket")
+    assert found.tolist() == [torch.inf] * 3
+    assert not gradient(found, student).isnan().any()
 
 
 def test_half_precision_logits_are_computed_in_single_precision() -> None:

@@ -61,3 +61,12 @@ def test_a_sure_and_right_student_keeps_its_last_digits() -> None:
     knowledge = Knowledge(None, torch.tensor([0]))
     found = CrossEntropy().per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
     torch.testing.assert_close(found.double().log(), torch.tensor([2.0]).double().log() - 60.0)
+
+
+def test_a_student_that_rules_out_all_but_the_label_is_done() -> None:
+    logits = torch.tensor([[-torch.inf, 3.0, -torch.inf]], requires_grad=True)
+    knowledge = Knowledge(None, torch.tensor([1]))
+    found = CrossEntropy().per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    assert found.tolist() == [0.0]
+    assert grad.tolist() == [[0.0, 0.0, 0.0]]
