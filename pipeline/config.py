@@ -6,6 +6,7 @@ the dict into a field type that picks the member by its `name`.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,15 @@ class StrictModel(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 3e-4 for a text, because it has no point; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def member_of(family: Mapping[str, type[Model]], kind: str) -> Any:
@@ -52,7 +62,7 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
             or a value does not fit.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); give a config file"
@@ -96,9 +106,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
     if isinstance(node, list):
-        node[_list_index(node, last, override)] = yaml.safe_load(text)
+        node[_list_index(node, last, override)] = yaml.load(text, _Loader)
     elif isinstance(node, dict):
-        node[last] = yaml.safe_load(text)
+        node[last] = yaml.load(text, _Loader)
     else:
         raise ConfigError(f"--set {override}: {'.'.join(parents)} is a plain value, not a section")
 
