@@ -3,7 +3,7 @@
 [i] -> Example or CachedExample -> Collator -> {"inputs", "target_index", ..., "targets", ...}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.cache.order import epoch_order
+from pipeline.cache.reader import STREAM_BLOCK
+from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.targets import UNLABELLED, Targets
 from pipeline.tasks.base import Task
 
-UNITS = ("targets", "labels", "features", "examples")
+COUNTED = ("targets", "labels", "features", "examples", "tokens")
 
 
 class ExampleSource(Protocol):
@@ -42,25 +44,55 @@ class Selection(Dataset[Example]):
         return self.source[int(self.indices[index])]
 
 
-class EpochSampler(Sampler[int]):
-    """The order of an epoch: a pure function of (rows, seed, epoch), local enough for the disk."""
+class StepSampler(Sampler[list[int]]):
+    """One rank's share of every batch of an epoch.
 
-    def __init__(self, rows: int, seed: int, block: int = 64):
+    The order is a pure function of (rows, seed, epoch), local enough for the disk. It is cut into
+    batches of `batch_size` times `world_size`, and rank r takes every `world_size`-th row of each
+    from r on: together the ranks see every row once. Rows that are left and too few to give each
+    rank one join the last batch, so that all ranks take the same number of steps.
+
+    Raises:
+        ConfigError: there are fewer rows than ranks.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ):
+        if rows < world_size:
+            raise ConfigError(
+                f"training: {rows} examples cannot be shared by {world_size} processes; use fewer"
+            )
         self.rows = rows
         self.seed = seed
-        self.block = block
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
+        whole, left = divmod(rows, batch_size * world_size)
+        ends = [batch_size * world_size * (index + 1) for index in range(whole)]
+        if not ends or (left >= world_size and not drop_last):
+            ends.append(rows)
+        elif not drop_last:
+            ends[-1] = rows
+        self._ends = ends
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rows
+        return len(self._ends)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        order = epoch_order(self.rows, block=self.block, seed=self.seed, epoch=self.epoch)
-        return iter(order.tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.rows, block=STREAM_BLOCK, seed=self.seed, epoch=self.epoch)
+        for start, end in zip([0, *self._ends], self._ends, strict=False):
+            yield order[start:end][self.rank :: self.world_size].tolist()
 
 
 @dataclass(frozen=True)
@@ -68,8 +100,8 @@ class Collator:
     """Join examples into one batch of tensors, by name.
 
     The result holds `inputs` (what the model is called with), `target_index` [N], `feature_index`
-    [M], `label_ids` [N], `counts` [4] (valid units in the order of UNITS), `targets` (where the
-    examples come from a cache) and `hidden` (signal -> [M, D]).
+    [M], `label_ids` [N], `token_mask` [B, T] (False where padded), `counts` [5] (in the order of
+    COUNTED), `targets` (where the examples come from a cache) and `hidden` (signal -> [M, D]).
 
     Attributes:
         task: pads and locates.
@@ -86,20 +118,22 @@ class Collator:
         batch = self.task.batch(examples, self.pad_id)
         labels = np.concatenate([example.label_ids for example in examples])
         label_ids = torch.from_numpy(labels.astype(np.int64))
+        lengths = torch.tensor([len(example.input_ids) for example in examples])
         cached = [example for example in examples if isinstance(example, CachedExample)]
         joined: dict[str, Any] = {
             "inputs": dict(batch.inputs),
             "target_index": batch.target_index,
             "feature_index": batch.feature_index,
             "label_ids": label_ids,
+            "token_mask": torch.arange(int(lengths.max())) < lengths[:, None],
             "counts": torch.tensor(
                 [
                     len(batch.target_index),
                     int((label_ids != UNLABELLED).sum()),
                     len(batch.feature_index),
                     len(examples),
-                ],
-                dtype=torch.float64,
+                    int(lengths.sum()),
+                ]
             ),
         }
         if cached:

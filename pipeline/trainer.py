@@ -13,19 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainingArguments as Arguments
 
-from pipeline.batches import UNITS, Collator, EpochSampler, Selection
-from pipeline.errors import ConfigError, NumericalError
-from pipeline.losses.base import Knowledge, Loss, StudentOutputs
+from pipeline.batches import COUNTED, Collator, Selection, StepSampler
+from pipeline.errors import ConfigError, NumericalError, did_you_mean
+from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
-
-PROJECTIONS = (
-    "distillation_projections"  # the student's attribute that holds the losses' parameters
+from pipeline.terms import (
+    attach_projections,
+    name_terms,
+    printed_scale,
+    projections_of,
+    run_student,
+    sum_terms,
 )
+
+__all__ = ["DistillationTrainer", "attach_projections"]
 
 Evaluate = Callable[[nn.Module], Sequence[Metric]]
 
@@ -41,6 +48,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         args: transformers' own arguments.
         evaluate_model: measures the student on held-out examples; None for no evaluation.
         metrics_file: one JSON line per log.
+        seconds_before: of training before this session, where a run continues.
         callbacks: transformers callbacks, for instance early stopping.
     """
 
@@ -50,18 +58,19 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         losses: Sequence[Loss],
         train: Selection,
         collator: Collator,
-        args: TrainingArguments,
+        args: Arguments,
         evaluate_model: Evaluate | None = None,
         metrics_file: Path | None = None,
+        seconds_before: float = 0.0,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.losses = tuple(losses)
-        self.sampler = EpochSampler(len(train), args.seed)
+        self.term_names = name_terms(self.losses)
         self.evaluate_model = evaluate_model
         self.metrics_file = metrics_file
         self.seconds_evaluating = 0.0
-        self._began = time.perf_counter()
-        self._term_sums = dict.fromkeys(_term_names(self.losses), 0.0)
+        self._began = time.perf_counter() - seconds_before
+        self._term_sums = torch.zeros(len(self.losses))
         self._steps_summed = 0
         args.remove_unused_columns = False  # the targets are no argument of forward()
         super().__init__(
@@ -70,18 +79,44 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train,
             eval_dataset=train if evaluate_model else None,  # evaluate() measures on its own
             data_collator=collator,
-            callbacks=[_SetEpoch(self.sampler), *callbacks],
+            callbacks=[_SetEpoch(), *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # prints dictionaries; see `callbacks`
         # Our loss is normalised over the whole step: the parent must not divide it again.
         self.model_accepts_loss_kwargs = True
+        if args.world_size > 1:  # other dropout on each rank; the weights stand already
+            torch.manual_seed(args.seed + args.process_index)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return self.sampler
+    @property
+    def seconds_training(self) -> float:
+        """Seconds since training began, earlier sessions included and evaluation left out."""
+        return time.perf_counter() - self._began - self.seconds_evaluating
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of every batch; accelerate would repeat examples to fill the last."""
+        args = self.args
+        sampler = StepSampler(
+            len(self.train_dataset),
+            self._train_batch_size,
+            args.seed,
+            args.process_index,
+            args.world_size,
+            args.dataloader_drop_last,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
-        """Collect the micro-batches of one optimizer step and count their valid units, [4]."""
+        """Collect the micro-batches of one optimizer step and count their valid units."""
         batches = []
         for _ in range(num_batches):
             try:
@@ -90,9 +125,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 break
         if not batches:
             return batches, None
-        counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0)
+        self._steps_summed += 1
+        counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0).to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        # Part of the state, so that it goes into checkpoints and is exact after resuming.
+        self.state.num_input_tokens_seen += int(counts[COUNTED.index("tokens")])
         return batches, counts
 
     def compute_loss(
@@ -105,29 +143,41 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """The weighted terms of a micro-batch over the units of the whole optimizer step.
 
         Args:
-            num_items_in_batch: [4] counts in the order of `batches.UNITS`; the batch's own if None.
+            num_items_in_batch: counts in the order of `batches.COUNTED`; the batch's own if None.
         """
         counts = inputs["counts"] if num_items_in_batch is None else num_items_in_batch
         outputs, student = run_student(model, inputs, self.losses)
         sums = sum_terms(self.losses, student, inputs, projections_of(model))
         progress = self.state.global_step / max(self.state.max_steps, 1)
         total = student.logits.new_zeros((), dtype=torch.float32)
-        for name, loss, value in zip(self._term_sums, self.losses, sums, strict=True):
-            mean = value / counts[UNITS.index(loss.unit)].clamp(min=1.0).to(value)
+        means = []
+        for loss, value in zip(self.losses, sums, strict=True):
+            mean = value / counts[COUNTED.index(loss.unit)].clamp(min=1).to(value)
             total = total + loss.weight_at(progress) * mean
-            self._term_sums[name] += float(mean.detach()) / _printed_scale(loss)
+            means.append(mean.detach() / printed_scale(loss))
+        self._check_finite(total, sums)
+        self._term_sums = self._term_sums.to(total.device) + torch.stack(means)
+        if self.args.world_size > 1 and not _read_logits(self.losses):
+            total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
+        # DDP averages gradients over ranks; the counts above are already those of all ranks.
+        total = total * self.args.world_size if num_items_in_batch is not None else total
+        return (total, outputs) if return_outputs else total
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """To the device, the targets too, which are no plain tensors."""
+        moved: dict[str, Any] = super()._prepare_inputs(inputs)
+        if "targets" in moved:
+            moved["targets"] = moved["targets"].to(self.args.device)
+        return moved
+
+    def _check_finite(self, total: Tensor, sums: Sequence[Tensor]) -> None:
         if not torch.isfinite(total):
-            terms = ", ".join(
-                f"{name} {float(value):g}"
-                for name, value in zip(self._term_sums, sums, strict=True)
-            )
+            named = zip(self.term_names, sums, strict=True)
+            terms = ", ".join(f"{name} {float(value.detach()):g}" for name, value in named)
             raise NumericalError(
                 f"step {self.state.global_step}: the loss is not finite ({terms}); lower"
                 " training.learning_rate, or look at the targets with stillroom inspect"
             )
-        # DDP averages gradients over ranks; the counts above are already those of all ranks.
-        total = total * self.args.world_size if num_items_in_batch is not None else total
-        return (total, outputs) if return_outputs else total
 
     def evaluate(
         self,
@@ -135,7 +185,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure the student on the held-out examples with the task's own metrics."""
+        """Measure the student on the held-out examples with the task's own metrics.
+
+        Raises:
+            ConfigError: the metric that early stopping watches is not among them.
+        """
         if self.evaluate_model is None:
             return {}
         began = time.perf_counter()
@@ -143,8 +197,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         found = self.evaluate_model(self.model)
         self.model.train(was_training)
-        self.seconds_evaluating += time.perf_counter() - began
         metrics = {f"{metric_key_prefix}_{m.name}": m.value for m in found if m.slice == "all"}
+        watched = self.args.metric_for_best_model
+        if watched is not None and watched not in metrics:
+            name, names = watched.removeprefix("eval_"), [m.name for m in found]
+            raise ConfigError(
+                f"evaluation.early_stopping.metric {name!r} is not measured"
+                f"{did_you_mean(name, set(names))}"
+            )
+        self.seconds_evaluating += time.perf_counter() - began
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -154,13 +215,20 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as transformers does, with each term by name, and append to the metrics file."""
         if "loss" in logs:
-            steps = max(self.state.global_step - self._steps_summed, 1)
-            logs |= {f"term/{name}": value / steps for name, value in self._term_sums.items()}
-            self._steps_summed = self.state.global_step
-            self._term_sums = dict.fromkeys(self._term_sums, 0.0)
+            logs |= self._mean_terms()
         super().log(logs, start_time)
         if self.metrics_file is not None and self.is_world_process_zero():
             self._append(logs)
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Means over the steps since the last log; each rank has the sums of its own share."""
+        sums = self._term_sums
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        steps, self._steps_summed = max(self._steps_summed, 1), 0
+        self._term_sums = torch.zeros_like(sums)
+        named = zip(self.term_names, sums.tolist(), strict=True)
+        return {f"term/{name}": value / steps for name, value in named}
 
     def _append(self, logs: Mapping[str, float]) -> None:
         held_out = any(key.startswith("eval_") for key in logs)
@@ -170,7 +238,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             "step": self.state.global_step,
             "epoch": self.state.epoch,
             "split": "eval" if held_out else "train",
-            "seconds": time.perf_counter() - self._began - self.seconds_evaluating,
+            "seconds": self.seconds_training,
             **{key.removeprefix("eval_"): value for key, value in logs.items()},
         }
         assert self.metrics_file is not None
@@ -183,100 +251,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tell the sampler the epoch, whatever the loader was wrapped in."""
-
-    def __init__(self, sampler: EpochSampler):
-        self.sampler = sampler
+    """Tell the sampler the epoch."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        kwargs["train_dataloader"].batch_sampler.set_epoch(int(state.epoch or 0))
 
 
-def attach_projections(
-    model: PreTrainedModel, losses: Sequence[Loss], teacher_widths: Mapping[str, int]
-) -> None:
-    """Give the student the learned parameters of its losses, so that they train and checkpoint."""
-    width = int(getattr(model.config, "hidden_size", 0))
-    modules = nn.ModuleDict()
-    for index, loss in enumerate(losses):
-        teacher_width = next(
-            (teacher_widths[signal] for signal in _signals(loss) if signal in teacher_widths), 0
-        )
-        modules[str(index)] = loss.projections(width, teacher_width)
-    model.add_module(PROJECTIONS, modules)
-
-
-def projections_of(model: nn.Module) -> nn.ModuleDict:
-    """The module `attach_projections` added, under any wrapper."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    found = getattr(inner, PROJECTIONS)
-    assert isinstance(found, nn.ModuleDict)
-    return found
-
-
-def run_student(
-    model: nn.Module, batch: Mapping[str, Any], losses: Sequence[Loss]
-) -> tuple[Any, StudentOutputs]:
-    """Call the student and keep what counts: logits at targets, hidden states at features."""
-    layers = sorted({layer for loss in losses for layer in loss.layer_map})
-    pooled = any(loss.needs_pooled for loss in losses)
-    wanted = {"output_hidden_states": True} if layers or pooled else {}
-    outputs = model(**batch["inputs"], **wanted)
-    logits = outputs.logits.flatten(0, -2).index_select(0, batch["target_index"])
-    if not (layers or pooled):
-        return outputs, StudentOutputs(logits)
-    depth = len(outputs.hidden_states)
-    for layer in layers:
-        if not -depth <= layer < depth:
-            raise ConfigError(
-                f"losses: the student has no layer {layer}; it has 0 (embeddings) to {depth - 1}"
-            )
-    hidden = {
-        layer: outputs.hidden_states[layer].flatten(0, 1).index_select(0, batch["feature_index"])
-        for layer in layers
-    }
-    vector = pool(outputs.hidden_states[-1], batch["inputs"]) if pooled else None
-    return outputs, StudentOutputs(logits, hidden, vector)
-
-
-def pool(hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Mean of [B, T, D] over the tokens that are not padding, [B, D]."""
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-
-
-def sum_terms(
-    losses: Sequence[Loss],
-    student: StudentOutputs,
-    batch: Mapping[str, Any],
-    projections: nn.ModuleDict,
-) -> list[Tensor]:
-    """The sum of each loss over its valid units of this batch."""
-    knowledge = Knowledge(batch.get("targets"), batch["label_ids"], batch.get("hidden", {}))
-    sums = []
-    for index, loss in enumerate(losses):
-        own = projections[str(index)]
-        assert isinstance(own, nn.ModuleDict)
-        sums.append(loss.per_position(student, knowledge, own).sum())
-    return sums
-
-
-def _signals(loss: Loss) -> list[str]:
-    layers = [f"layer.{layer}" for layer in loss.layer_map.values()]
-    return [*layers, "pooled"] if loss.needs_pooled else layers
-
-
-def _term_names(losses: Sequence[Loss]) -> list[str]:
-    """Names that tell two terms of one kind apart."""
-    names: list[str] = []
-    for loss in losses:
-        same = sum(name.split("#")[0] == loss.name for name in names)
-        names.append(f"{loss.name}#{same + 1}" if same else loss.name)
-    return names
-
-
-def _printed_scale(loss: Loss) -> float:
-    """T², which belongs to the gradient: terms are logged without it, comparable across runs."""
-    return float(np.square(loss.temperature_needed or 1.0))
+def _read_logits(losses: Sequence[Loss]) -> bool:
+    return any(loss.unit in ("targets", "labels") for loss in losses)

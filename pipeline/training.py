@@ -7,9 +7,6 @@ Used by the stages that train a teacher and a student; neither knows more of tra
 """
 
 import dataclasses
-import json
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +16,18 @@ import torch
 import transformers
 from pydantic import Field
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline.batches import Collator, Selection
-from pipeline.config import StrictModel, dump_config
+from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluation import measure, score_model
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
+from pipeline.resuming import cut_curve, last_checkpoint
+from pipeline.student.quiet import quiet_transformers, without_cache
 from pipeline.tasks.base import Scores, Task
-from pipeline.trainer import PROJECTIONS, DistillationTrainer
+from pipeline.terms import PROJECTIONS
+from pipeline.trainer import DistillationTrainer
 
 
 class EarlyStopping(StrictModel):
@@ -64,7 +63,9 @@ class EvaluationConfig(StrictModel):
 class Outcome:
     """What a training run gave: final scores and metrics, and what it took.
 
-    `seconds` is training alone, without evaluation; `tokens` counts input tokens, epochs included.
+    `seconds` is training alone, without evaluation, earlier sessions of a continued run included;
+    `tokens` counts input tokens, epochs included; `writes` says whether this process is the one
+    that writes the folder (the first of several).
     """
 
     scores: Scores
@@ -75,26 +76,7 @@ class Outcome:
     evaluation_seconds: float
     tokens: int
     device: str
-
-
-def check_run_folder(output: Path, config: StrictModel) -> bool:
-    """Whether the run in the folder is finished; a folder of another config is refused.
-
-    Writes config.yaml into a new folder.
-
-    Raises:
-        ConfigError: the folder holds a run, finished or not, of another config.
-    """
-    path = output / "config.yaml"
-    text = dump_config(config)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            f"{output}: holds a run of another config ({_first_difference(path, text)}); choose"
-            " another output, or delete the folder"
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return (output / "result.json").is_file()
+    writes: bool = True
 
 
 def training_arguments(
@@ -117,6 +99,10 @@ def training_arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "log_level": "error",
+        "logging_nan_inf_filter": False,  # the trainer stops at the first of them
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # Projections are used outside forward(), where DDP would take them for unused.
+        "ddp_find_unused_parameters": False,
         "eval_strategy": "steps" if evaluation.every else "no",
     }
     if evaluation.every:
@@ -142,48 +128,56 @@ def train_model(
     evaluation: EvaluationConfig,
     output: Path,
     save_dtype: torch.dtype = torch.float32,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> Outcome:
-    """Train, resuming from the last checkpoint in the folder; save; measure.
+    """Train, resuming from the last checkpoint in the folder; save; measure what was saved.
 
     Args:
         model: the student, with the losses' projections attached.
         train: examples to learn from; held_out: split name -> examples to measure on.
         training: names and values of transformers.TrainingArguments.
         save_dtype: precision of the weights in the finished folder.
+        callbacks: of transformers, for instance to show progress.
+
+    Raises:
+        ConfigError: a setting or split does not exist.
+        NumericalError: the loss is not finite.
     """
     args = training_arguments(training, evaluation, output)
-    resume = _last_checkpoint(output)
-    _cut_curve(output / "metrics.jsonl", resume)
-    curve = _curve_examples(held_out[evaluation.curve_split or evaluation.split], evaluation)
+    resume, curve_file = last_checkpoint(output), output / "metrics.jsonl"
+    seconds_before = cut_curve(curve_file, resume) if args.process_index == 0 else 0.0
+    final = _held_out(held_out, evaluation.split, "split")
+    curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
+    curve = _curve_examples(curve, evaluation)
     plain = dataclasses.replace(collator, signals={})  # held-out measurement reads no hidden states
     rank = {"rank": args.process_index, "world_size": args.world_size}
 
     def measure_curve(student: nn.Module) -> list[Metric]:
         return measure(task, score_model(student, curve, plain, evaluation.batch_size, **rank))
 
-    callbacks = []
-    if evaluation.early_stopping:
-        callbacks.append(transformers.EarlyStoppingCallback(evaluation.early_stopping.patience))
-    trainer = DistillationTrainer(
-        model,
-        losses,
-        train,
-        collator,
-        args,
-        evaluate_model=measure_curve if evaluation.every else None,
-        metrics_file=output / "metrics.jsonl",
-        callbacks=callbacks,
-    )
-    began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
-    seconds = time.perf_counter() - began - trainer.seconds_evaluating
-    model.eval()
+    stopping = evaluation.early_stopping
+    patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+    with without_cache(model), quiet_transformers():
+        trainer = DistillationTrainer(
+            model,
+            losses,
+            train,
+            collator,
+            args,
+            evaluate_model=measure_curve if evaluation.every else None,
+            metrics_file=curve_file,
+            seconds_before=seconds_before,
+            callbacks=[*patience, *callbacks],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+    seconds = trainer.seconds_training
     delattr(model, PROJECTIONS)
-    scores = score_model(model, held_out[evaluation.split], plain, evaluation.batch_size, **rank)
+    _round_weights(model.eval(), save_dtype)
+    scores = score_model(model, final, plain, evaluation.batch_size, **rank)
     if trainer.is_world_process_zero():
-        model.to(save_dtype).save_pretrained(output)
+        with quiet_transformers():
+            model.to(save_dtype).save_pretrained(output)
         tokenizer.save_pretrained(output)
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return Outcome(
         scores=scores,
         metrics=measure(task, scores, evaluation.slices),
@@ -191,8 +185,9 @@ def train_model(
         epochs=float(trainer.state.epoch or 0.0),
         seconds=seconds,
         evaluation_seconds=trainer.seconds_evaluating,
-        tokens=_tokens_seen(trainer, train),
+        tokens=trainer.state.num_input_tokens_seen,
         device=str(args.device),
+        writes=trainer.is_world_process_zero(),
     )
 
 
@@ -208,31 +203,22 @@ def _early_stopping_arguments(evaluation: EvaluationConfig) -> dict[str, Any]:
         "load_best_model_at_end": True,
         "metric_for_best_model": f"eval_{stopping.metric}",
         "greater_is_better": not lower,
+        "restore_callback_states_from_checkpoint": True,  # how long it has been patient
     }
 
 
-def _first_difference(path: Path, text: str) -> str:
-    there = path.read_text(encoding="utf-8").splitlines()
-    here = text.splitlines()
-    for old, new in zip(there, here, strict=False):
-        if old != new:
-            return f"{old.strip()!r} there, {new.strip()!r} here"
-    return f"{len(there)} lines there, {len(here)} here"
+def _held_out(held_out: Mapping[str, Selection], split: str, setting: str) -> Selection:
+    if split not in held_out:
+        hint = did_you_mean(split, held_out)
+        raise ConfigError(f"evaluation.{setting}: there is no split {split!r}{hint}")
+    return held_out[split]
 
 
-def _last_checkpoint(output: Path) -> str | None:
-    folder = output / "checkpoints"
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def _cut_curve(path: Path, resume: str | None) -> None:
-    """Drop the lines of steps that will be taken again."""
-    if not path.is_file():
-        return
-    last = int(resume.rpartition("-")[2]) if resume else -1
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= last]
-    path.write_text("".join(kept), encoding="utf-8")
+@torch.no_grad()
+def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round parameters as saving will; buffers are made anew when a model is loaded."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 def _curve_examples(examples: Selection, evaluation: EvaluationConfig) -> Selection:
@@ -241,9 +227,3 @@ def _curve_examples(examples: Selection, evaluation: EvaluationConfig) -> Select
         return examples
     picked = [index * len(examples) // wanted for index in range(wanted)]
     return Selection(examples.source, examples.indices[picked])
-
-
-def _tokens_seen(trainer: DistillationTrainer, train: Selection) -> int:
-    """Input tokens of all steps: the epochs taken, times the tokens of one epoch."""
-    per_epoch = sum(len(train[index].input_ids) for index in range(len(train)))
-    return round(per_epoch * float(trainer.state.epoch or 0.0))

@@ -18,11 +18,13 @@ from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.reading import Reading, open_reading
 from pipeline.report.card import write_card
-from pipeline.runs import Result, write_result
+from pipeline.resuming import check_run_folder, finish_run
+from pipeline.runs import Result
 from pipeline.sources import DataConfig
 from pipeline.student import FromScratch, Origin, build_student, freeze, own_tokenizer
-from pipeline.trainer import attach_projections
-from pipeline.training import EvaluationConfig, Outcome, check_run_folder, train_model
+from pipeline.terms import attach_projections
+from pipeline.training import EvaluationConfig, Outcome, train_model
+from stages.progress import TrainingProgress
 
 
 class StudentConfig(StrictModel):
@@ -88,6 +90,7 @@ def train_student(config: StudentConfig) -> Path:
         {"seed": config.seed, **config.training},
         config.evaluation,
         config.output,
+        callbacks=[TrainingProgress(config.output.name)],
     )
     result = Result(
         name=config.output.name,
@@ -103,8 +106,9 @@ def train_student(config: StudentConfig) -> Path:
             "teacher": _describe_teacher(reading, config.evaluation.split),
         },
     )
-    write_card(config.output, result)
-    write_result(config.output, result)
+    if outcome.writes:
+        write_card(config.output, result)
+        finish_run(config.output, result)
     return config.output
 
 

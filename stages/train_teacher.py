@@ -17,12 +17,14 @@ from pipeline.config import StrictModel, member_of
 from pipeline.errors import DataError, ModelError
 from pipeline.examples import Example
 from pipeline.losses.labels import CrossEntropy
-from pipeline.runs import Result, write_result
+from pipeline.resuming import check_run_folder, finish_run
+from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.student import FromScratch, Origin, build_student, freeze
 from pipeline.tasks import TASKS, Task
-from pipeline.trainer import attach_projections
-from pipeline.training import EvaluationConfig, check_run_folder, train_model
+from pipeline.terms import attach_projections
+from pipeline.training import EvaluationConfig, train_model
+from stages.progress import TrainingProgress
 
 
 class NewTokenizer(StrictModel):
@@ -92,6 +94,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         config.evaluation,
         output,
         getattr(torch, config.dtype),
+        [TrainingProgress(output.name)],
     )
     result = Result(
         name=output.name,
@@ -112,7 +115,8 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         metrics=outcome.metrics,
         details=task.details(outcome.scores),
     )
-    write_result(output, result)
+    if outcome.writes:
+        finish_run(output, result)
     return output
 
 

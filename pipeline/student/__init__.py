@@ -3,91 +3,35 @@
 Whatever the origin, the result is a transformers model that `AutoModel....from_pretrained` opens.
 """
 
-import copy
 import fnmatch
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import nn
 
-from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.student.bag import HashedBagConfig
+from pipeline.student.loading import load_model, set_dropout
 from pipeline.student.ngrams import HashedNgramTokenizer
+from pipeline.student.origin import FromPretrained, FromScratch, FromTeacher, Origin, StudentOrigin
+from pipeline.student.probing import require_causal
+from pipeline.student.pruning import keep_layers
 from pipeline.tasks.base import Task
 
-
-class FromScratch(StrictModel):
-    """A new model of a transformers architecture (or one of ours), from a few numbers.
-
-    Attributes:
-        architecture: a transformers model type, for instance llama, gpt2, bert; or hashed-bag.
-        layers, hidden_size, heads, intermediate_size: as their names say; the architecture's own
-            default where left out.
-        dropout: every dropout rate the architecture has.
-        settings: anything else of the architecture's own configuration.
-        tokenizer: settings of the tokenizer that hashed-bag brings (buckets, ngram_sizes).
-    """
-
-    source: Literal["scratch"] = Field(default="scratch", alias="from")
-    architecture: str
-    layers: int | None = None
-    hidden_size: int | None = None
-    heads: int | None = None
-    intermediate_size: int | None = None
-    dropout: float | None = None
-    settings: dict[str, Any] = {}
-    tokenizer: dict[str, Any] = {}
-
-
-class FromPretrained(StrictModel):
-    """A checkpoint: a hub name or a folder, for instance an earlier student."""
-
-    source: Literal["pretrained"] = Field(default="pretrained", alias="from")
-    model: str
-    revision: str | None = None
-    dropout: float | None = None
-
-
-class FromTeacher(StrictModel):
-    """A pruned teacher: its embeddings, its head and copies of the chosen layers.
-
-    Attributes:
-        model: where the teacher's weights are (hub name or folder).
-        layers: the teacher's layers to copy, in order, counted from 0.
-    """
-
-    source: Literal["teacher"] = Field(default="teacher", alias="from")
-    model: str
-    layers: list[int] = Field(min_length=1)
-    revision: str | None = None
-    dropout: float | None = None
-
-
-StudentOrigin = FromScratch | FromPretrained | FromTeacher
-_ORIGINS: dict[str, type[StudentOrigin]] = {
-    "scratch": FromScratch,
-    "pretrained": FromPretrained,
-    "teacher": FromTeacher,
-}
-
-
-def _pick_origin(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    origin = value.get("from", value.get("source"))
-    if origin not in _ORIGINS:
-        hint = did_you_mean(str(origin), _ORIGINS)
-        raise ConfigError(f"student.from {origin!r} is not known{hint}")
-    numbers = {key: setting for key, setting in value.items() if key != "source"}
-    return _ORIGINS[origin].model_validate({**numbers, "from": origin})
-
-
-Origin = Annotated[StudentOrigin, BeforeValidator(_pick_origin), SerializeAsAny()]
+__all__ = [
+    "FromPretrained",
+    "FromScratch",
+    "FromTeacher",
+    "Origin",
+    "StudentOrigin",
+    "build_student",
+    "freeze",
+    "load_model",
+    "own_tokenizer",
+]
 
 
 def build_student(
@@ -110,46 +54,8 @@ def build_student(
         return _from_scratch(origin, task, num_classes, tokenizer)
     model = load_model(origin.model, task, num_classes, origin.revision, origin.dropout)
     if isinstance(origin, FromTeacher):
-        _keep_layers(model, origin)
+        keep_layers(model, origin.layers, origin.model)
     return model
-
-
-def load_model(
-    name: str,
-    task: Task,
-    num_classes: int,
-    revision: str | None = None,
-    dropout: float | None = None,
-) -> transformers.PreTrainedModel:
-    """Open a checkpoint with the task's Auto class, in float32.
-
-    Raises:
-        ModelError: it is missing, of an architecture without that head, or has too few classes.
-    """
-    auto = getattr(transformers, task.auto_class)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-        if dropout is not None:
-            _set_dropout(config, dropout)
-        if task.head == "sequence":
-            config.num_labels = num_classes
-        model = auto.from_pretrained(name, revision=revision, config=config, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name}: cannot be opened as {task.auto_class} ({first})") from error
-    check_classes(model, task, num_classes, name)
-    return model
-
-
-def check_classes(model: nn.Module, task: Task, num_classes: int, name: str) -> None:
-    """Refuse a head with fewer rows than there are classes."""
-    config: Any = model.config
-    rows = config.num_labels if task.head == "sequence" else config.vocab_size
-    if rows < num_classes:
-        raise ModelError(
-            f"{name}: has {rows:,} classes, the cache has {num_classes:,}; choose a student whose"
-            " head covers the cached class space, or cache the teacher with this tokenizer"
-        )
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
@@ -197,56 +103,22 @@ def _from_scratch(
         numbers["num_labels"] = num_classes
     config = transformers.AutoConfig.for_model(origin.architecture, **numbers | origin.settings)
     if origin.dropout is not None:
-        _set_dropout(config, origin.dropout)
+        set_dropout(config, origin.dropout)
     auto = getattr(transformers, task.auto_class)
     try:
-        return auto.from_config(config).float()
+        model = auto.from_config(config).float()
     except ValueError as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"student.architecture {origin.architecture!r}: no {task.auto_class} ({first[:200]})"
         ) from error
+    require_causal(model, task, origin.architecture)
+    return model
 
 
 def _settings_of(config_class: Any) -> set[str]:
     own = set(inspect.signature(config_class.__init__).parameters)
     return own | set(config_class.attribute_map) | set(vars(config_class()))
-
-
-def _set_dropout(config: Any, rate: float) -> None:
-    for name, value in vars(config).items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float | int):
-            setattr(config, name, rate)
-
-
-def _keep_layers(model: transformers.PreTrainedModel, origin: FromTeacher) -> None:
-    """Replace the model's list of layers by copies of the chosen ones."""
-    total = model.config.num_hidden_layers
-    for layer in origin.layers:
-        if not 0 <= layer < total:
-            raise ConfigError(
-                f"student.layers: {origin.model} has no layer {layer}; it has 0 to {total - 1}"
-            )
-    owner, name, layers = _layer_list(model, total)
-    kept = nn.ModuleList(copy.deepcopy(layers[index]) for index in origin.layers)
-    for position, copied in enumerate(kept):
-        for module in copied.modules():
-            if hasattr(module, "layer_idx"):  # where the key-value cache of this layer stands
-                setattr(module, "layer_idx", position)  # noqa: B010  (not an attribute of nn.Module)
-    setattr(owner, name, kept)
-    model.config.num_hidden_layers = len(kept)
-    for per_layer in ("layer_types", "sliding_window_pattern"):
-        values = getattr(model.config, per_layer, None)
-        if isinstance(values, list) and len(values) == total:
-            setattr(model.config, per_layer, [values[index] for index in origin.layers])
-
-
-def _layer_list(model: nn.Module, total: int) -> tuple[nn.Module, str, nn.ModuleList]:
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == total:
-                return owner, name, child
-    raise ModelError(f"{type(model).__name__}: has no list of {total} layers that could be pruned")
 
 
 def own_tokenizer(origin: StudentOrigin) -> Any:

@@ -1,0 +1,88 @@
+"""The folder of a run under way: whose it is, where it can continue, when it is finished.
+
+config.yaml -> checkpoints and metrics.jsonl, cut back to the last whole one -> result.json
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.config import StrictModel, dump_config
+from pipeline.errors import ConfigError
+from pipeline.runs import Result, write_result
+
+
+def check_run_folder(output: Path, config: StrictModel) -> bool:
+    """Whether the run in the folder is finished; a folder of another config is refused.
+
+    Writes config.yaml into a folder where nothing was trained yet.
+
+    Raises:
+        ConfigError: the folder holds a run, finished or under way, of another config.
+    """
+    path = output / "config.yaml"
+    text = dump_config(config)
+    finished = (output / "result.json").is_file()
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return finished
+    if path.is_file() and (finished or _checkpoints(output)):
+        raise ConfigError(
+            f"{output}: holds a run of another config ({_first_difference(path, text)}); choose"
+            " another output, or delete the folder"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"config.yaml.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)  # whole for every process that looks
+    return False
+
+
+def finish_run(output: Path, result: Result) -> None:
+    """Write the result, which makes the run whole; only then are its checkpoints of no use."""
+    write_result(output, result)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints, oldest first: trainer_state.json is what transformers writes last."""
+    found = []
+    for state in (output / "checkpoints").glob("checkpoint-*/trainer_state.json"):
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # cut off
+        found.append(state.parent)
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The newest whole checkpoint, None where there is none."""
+    found = _checkpoints(output)
+    return str(found[-1]) if found else None
+
+
+def cut_curve(path: Path, resume: str | None) -> float:
+    """Drop the lines of steps that will be taken again; return the seconds of the last one kept."""
+    if not path.is_file():
+        return 0.0
+    last = int(resume.rpartition("-")[2]) if resume else -1
+    kept, seconds = [], 0.0
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break  # cut off
+        values = json.loads(line)
+        if values["step"] <= last:
+            kept.append(line)
+            seconds = values["seconds"]
+    path.write_text("".join(kept), encoding="utf-8")
+    return seconds
+
+
+def _first_difference(path: Path, text: str) -> str:
+    there = path.read_text(encoding="utf-8").splitlines()
+    here = text.splitlines()
+    for old, new in zip(there, here, strict=False):
+        if old != new:
+            return f"{old.strip()!r} there, {new.strip()!r} here"
+    return f"{len(there)} lines there, {len(here)} here"

@@ -1,0 +1,71 @@
+"""Whether a student reads as its task means it to: asked of the model itself, not of its name."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.examples import Example
+from pipeline.student.quiet import without_cache
+from pipeline.tasks.base import Task
+
+_LENGTH = 6  # tokens per probed document
+
+
+@torch.no_grad()
+def require_causal(model: Any, task: Task, name: str) -> None:
+    """Refuse a language model that sees later tokens, or other documents of a packed row.
+
+    Either would let a student copy what it is asked to predict.
+
+    Args:
+        model: with the task's head; models of sequences are not asked.
+        name: for messages.
+
+    Raises:
+        ModelError: it looks ahead, or where it should not look.
+    """
+    if task.auto_class != "AutoModelForCausalLM":
+        return
+    parameters = inspect.signature(model.forward).parameters
+    if "position_ids" not in parameters and "kwargs" not in parameters:
+        raise ModelError(
+            f"{name}: {type(model).__name__} numbers positions by itself, so documents that share a"
+            " row could not be told apart; choose another architecture"
+        )
+    was_training = model.training
+    with without_cache(model.eval()):
+        plain, later, other = (_logits(model, task, change) for change in ("none", "last", "first"))
+    model.train(was_training)
+    if _differ(plain[:, : 2 * _LENGTH - 1], later[:, : 2 * _LENGTH - 1]):
+        raise ModelError(
+            f"{name}: {type(model).__name__} sees the tokens it should predict; choose a causal"
+            " language model"
+        )
+    if _differ(plain[:, _LENGTH:], other[:, _LENGTH:]):
+        raise ModelError(
+            f"{name}: documents packed into one row see one another in {type(model).__name__};"
+            " choose another architecture, or cache the teacher with task.packing false"
+        )
+
+
+def _logits(model: Any, task: Task, change: str) -> Tensor:
+    """Two rows of two documents; `change` moves the last token or the first document."""
+    ids = np.arange(2 * _LENGTH, dtype=np.int32) % 2
+    if change == "last":
+        ids[-1] = 1 - ids[-1]
+    elif change == "first":
+        ids[:_LENGTH] = 1 - ids[:_LENGTH]
+    lengths = np.array([_LENGTH, _LENGTH], dtype=np.int32)
+    example = Example("probe", ids, lengths, np.arange(2 * _LENGTH, dtype=np.int32), ids)
+    inputs = task.batch([example, example], 0).inputs
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    scale = float(one.abs().max())
+    return float((one - other).abs().max()) > 1e-4 * scale
