@@ -1,0 +1,106 @@
+"""The house keeps its order: imports run downwards, configs load, the README tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from stages.cache_teacher import CacheConfig
+from stages.cli import CONFIGS, app
+from stages.train_student import StudentConfig
+from stages.train_teacher import TrainTeacherConfig
+
+ROOT = Path(__file__).parents[1]
+
+# Lower floors first; a module may import its own floor only inside its own room.
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"targets", "metrics"},
+    {"config", "examples", "runs"},
+    {"identity"},
+    {"sources", "heads", "losses.base", "tasks.base"},
+    {"cache", "losses", "tasks", "teacher", "student", "report"},
+    {"batches", "terms", "evaluation", "reading", "resuming", "trainer", "training", "capture"},
+]
+STAGE_FLOOR = len(FLOORS)
+MODELS = {"cache": CacheConfig, "student": StudentConfig, "teacher": TrainTeacherConfig}
+
+
+def _room(module: str) -> str:
+    """The room of a dotted module: pipeline.losses.base -> losses.base, pipeline.cache.x -> cache."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2]) if parts[1:2] == ["base"] else parts[0]
+
+
+def _floor(module: str) -> int:
+    if module.startswith("stages"):
+        return STAGE_FLOOR
+    room = _room(module)
+    found = [level for level, rooms in enumerate(FLOORS) if room in rooms]
+    assert found, f"{module} stands in no room of the house; give it one in FLOORS"
+    return found[0]
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if re.match(r"(pipeline|stages)\.", name)}
+
+
+def _sources() -> list[tuple[str, Path]]:
+    paths = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "stages").rglob("*.py"))]
+    named = [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in paths]
+    return [(name.removesuffix(".__init__"), path) for name, path in named]
+
+
+MODULES = [(name, path) for name, path in _sources() if "." in name]
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_imports_run_downwards(name: str, path: Path) -> None:
+    for imported in _imports(path):
+        below = _floor(imported) < _floor(name)
+        same_floor = _floor(imported) == _floor(name)
+        top = _floor(name) >= len(FLOORS) - 1  # the trainer's floor and the stages call one another
+        same_room = not imported.startswith("stages") and _room(imported) == _room(name)
+        assert below or (same_floor and (top or same_room)), f"{name} imports {imported}"
+
+
+def test_the_cache_opens_without_transformers() -> None:
+    code = "import sys, pipeline.cache; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert load_config(MODELS[path.parent.name], path).output
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE))
+    assert named and named <= targets, named - targets
+    commands = {command.name for command in app.registered_commands}
+    used = set(re.findall(r"stillroom ([a-z]+-?[a-z]*)", text))
+    assert used and used <= commands, used - commands
+    for config in re.findall(r"stages/configs/[a-z]+/[a-z0-9-]+\.yaml", text):
+        assert (ROOT / config).is_file(), config
+
+
+def test_the_readme_leaves_no_table_open() -> None:
+    assert "<!--" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.strip().splitlines()[-1] == "make test"
