@@ -31,7 +31,7 @@ MODELS = {"cache": CacheConfig, "student": StudentConfig, "teacher": TrainTeache
 
 
 def _room(module: str) -> str:
-    """The room of a dotted module: pipeline.losses.base -> losses.base, pipeline.cache.x -> cache."""
+    """The room of a module: pipeline.cache.rows -> cache; pipeline.losses.base -> losses.base."""
     parts = module.split(".")[1:]
     return ".".join(parts[:2]) if parts[1:2] == ["base"] else parts[0]
 

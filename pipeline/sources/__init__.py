@@ -88,6 +88,12 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     """
     opened = _open(config)
     columns = resolve_columns(config, opened)
+    if not columns.keys() & {"text", "messages", "prompt"}:
+        found = ", ".join(sorted(next(iter(opened.tables.values())).column_names))
+        raise DataError(
+            f"{config.source}: has the columns {found}; expected text, messages, or prompt and"
+            " completion: map them with data.columns, for instance columns.text=NAME"
+        )
     parts = tuple(cut_part(split, opened, config, columns) for split in config.splits)
     if unique:
         _check_unique(parts, config.source)
