@@ -8,6 +8,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 STILLROOM := $(VENV)/bin/stillroom
+# One thread per process: tiny models lose more to waiting for threads than they gain.
+TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 CONFIGS := stages/configs
 
 DEMO_CACHE := data/caches/demo/manifest.json
@@ -51,13 +53,13 @@ bench: | $(READY)  ## speed and size, each beside its baseline [QUICK=1]
 	$(RUN) -m stages.bench $(if $(QUICK),--quick)
 
 test: | $(READY)  ## the tests
-	$(RUN) -m pytest
+	$(TEST)
 
 check: | $(READY)  ## lint, format, types, tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(RUN) -m pytest
+	$(TEST)
 
 clean:  ## remove what demo, test and check made; other caches and the environment stay
 	rm -rf data/caches/demo runs/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

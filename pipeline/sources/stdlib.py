@@ -1,7 +1,7 @@
 """A text corpus that every machine has: the source of Python's own standard library.
 
-Files are dealt to three splits by a hash of their path, so that the same file is held out on every
-machine and in every Python version: `teacher` (what a teacher is trained on), `transfer` (what it is
+Files are dealt to three splits by a hash of their path, so that one file is held out on every
+machine and in every Python version: `teacher` (what a teacher learns), `transfer` (what it is
 asked about, for students) and `test` (what nobody trains on).
 """
 
