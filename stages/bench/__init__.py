@@ -1,0 +1,95 @@
+"""Speed and size, each beside its baseline, measured in one run on one machine.
+
+    teacher, standard library -- speed --> caches, rows -- storage --> rows -> table, JSON
+
+Every part is the real one: a capture is `cache_teacher`, a step is the DistillationTrainer's. What
+it is held against is in `baselines`; both sides of a ratio are run in turn (`measuring`).
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.errors import StillroomError
+from pipeline.runs import write_json
+from stages.bench.measuring import describe_machine, show_columns, show_rows, silence_libraries
+from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
+from stages.bench.speed import measure_capture, measure_training
+from stages.bench.storage import measure_reading, measure_sizes
+
+VERSION = 1
+
+
+def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
+    """Measure everything, print it, and return what was written to `config.output`.
+
+    Raises:
+        StillroomError: the teacher or the disk does not allow it.
+    """
+    machine = describe_machine()
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.output.parent) as scratch:
+        setting = prepare(config, Path(scratch))
+        console.print(_describe_setting(setting, machine))
+        console.print("measuring stage one ...")
+        rows = measure_capture(setting)
+        console.print("measuring student steps ...")
+        rows += measure_training(setting, capture_rate=rows[0].measured)
+        console.print("measuring sizes and reads ...")
+        sizes, columns = measure_sizes(setting)
+        rows += sizes + measure_reading(setting)
+        content = {
+            "version": VERSION,
+            "machine": machine,
+            "trained_teacher": setting.trained,
+            "tokens": setting.tokens,
+            "config": config.model_dump(mode="json"),
+            "rows": [row.to_json() for row in rows],
+            "columns": columns,
+        }
+    show_rows(rows, "measured", console)
+    show_columns(columns, console)
+    write_json(config.output, content)
+    console.print(f"{config.output}: written", soft_wrap=True)
+    return content
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> BenchConfig:
+    """The command line as a config; --quick takes less text and fewer repetitions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.bench", description="Speed and size, each beside its baseline."
+    )
+    parser.add_argument("--quick", action="store_true", help="less text, fewer repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go")
+    given = parser.parse_args(arguments)
+    changes: dict[str, Any] = dict(QUICK) if given.quick else {}
+    if given.json is not None:
+        changes["output"] = given.json
+    return BenchConfig(**changes)
+
+
+def main() -> None:
+    """The command; what a user can mend becomes one line and exit code 1."""
+    silence_libraries()
+    try:
+        bench(parse_arguments(), Console())
+    except StillroomError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _describe_setting(setting: Setting, machine: dict[str, Any]) -> str:
+    origin = (
+        f"{setting.config.teacher}"
+        if setting.trained
+        else f"one step of its recipe, because {setting.config.teacher} is not there: times hold,"
+        " bytes per token need the trained one"
+    )
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return (
+        f"teacher: {origin}; {setting.model.dtype}, {setting.tokens:,} tokens of"
+        f" {setting.config.files} files in blocks of {setting.config.block_size}\n{facts}"
+    )

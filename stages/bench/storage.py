@@ -1,0 +1,169 @@
+"""Bytes per token by codec and column, and how fast a cache is read.
+
+    measure_sizes    exact cache -- recode --> steps, half, exact     against 6 bytes an entry
+    measure_reading  TeacherCache + Collator                          against Parquet by `datasets`
+
+Every read begins with nothing decompressed; the files are in the system's page cache, ours and
+theirs.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.batches import Collator
+from pipeline.cache import CODECS, CacheWriter, Codec, Draft, TargetsSpec, TeacherCache
+from pipeline.cache.codecs import Exact, Steps
+from pipeline.cache.sizes import FRAMING, column_bytes
+from stages.bench.baselines import join_rows, open_parquet, write_parquet
+from stages.bench.measuring import Row, interleave, rate_row, time_row
+from stages.bench.setting import Setting
+
+_NAIVE_BYTES = 6  # int32 id, float16 logit
+_STEP = 8  # rows between two random reads: a record batch of the demo holds no more
+
+
+def measure_sizes(setting: Setting) -> tuple[list[Row], dict[str, dict[str, float]]]:
+    """Rows of bytes per token, and for each cache its bytes per token by column of rows.arrow.
+
+    Index, tokenizer and settings are left out: their share falls with the size of a cache.
+    """
+    config = setting.config
+    wide = TargetsSpec(top_k=config.wide_k, temperatures=config.temperatures)
+    rows: list[Row] = []
+    columns: dict[str, dict[str, float]] = {}
+    for targets in (config.targets, wide):
+        kept = f"top {targets.top_k}"
+        if targets.tail_draws:
+            kept += f" + {targets.tail_draws} draws"
+        setting.capture("exact", targets.model_copy(update={"codec": Exact()}))
+        for name in CODECS:
+            codec = CODECS[name].model_validate({"name": name})
+            cache = recode(setting.open("exact"), setting.folder / f"{name} {kept}", codec)
+            columns[f"{kept}: {name}"] = sizes = _bytes_per_token(cache)
+            rows += _size_rows(kept, codec, cache, sizes)
+    return rows, columns
+
+
+def recode(cache: TeacherCache, path: Path, codec: Codec) -> TeacherCache:
+    """Write the examples of an exact cache with another codec; nothing is asked again."""
+    manifest = cache.manifest
+    fields = manifest.model_dump(mode="json", include=set(Draft.model_fields))
+    draft = Draft.model_validate(fields)
+    targets = draft.targets.model_copy(update={"codec": codec})
+    writer = CacheWriter(path, draft.model_copy(update={"targets": targets}))
+    for index in range(draft.num_shards):
+        first = index * draft.shard_examples
+        with writer.shard(index) as shard:
+            for row in range(first, first + draft.shard_size(index)):
+                shard.add(cache[row])
+    writer.finish()
+    return TeacherCache.open(path)
+
+
+def measure_reading(setting: Setting) -> list[Row]:
+    """Streams, whole epochs, and single examples, of the caches that `measure_capture` left."""
+    rows = []
+    for name, what in (("plain", "targets"), ("hidden", "targets + 1 hidden layer")):
+        file = write_parquet(setting.open(name), setting.folder / f"{name}.parquet")
+        table = open_parquet(file, setting.folder / "datasets")
+        sides = _reading_sides(setting, name, table)
+        found = interleave(sides, setting.config.reads)
+        ours_size, their_size = setting.open(name).manifest.totals.bytes, file.stat().st_size
+        against = "the same content as lists in Parquet, read by `datasets` in numpy format"
+        per_token = (ours_size / setting.tokens, their_size / setting.tokens)
+        rows.append(Row(f"shards of {what}", "bytes/token", *per_token, against=against))
+        for order in ("in order", "shuffled"):
+            ours, theirs = found[f"ours {order}"], found[f"theirs {order}"]
+            rows.append(rate_row(f"read {what}, {order}", setting.tokens, ours, against, theirs))
+        per_example = 1e6 / len(_random_rows(setting))
+        ours, theirs = found["ours one by one"], found["theirs one by one"]
+        label = f"read one example at random, {what}"
+        rows.append(time_row(label, "µs", per_example, ours, against, theirs))
+    return rows
+
+
+def _reading_sides(setting: Setting, name: str, table: Any) -> dict[str, Callable[[], float]]:
+    size = setting.config.batch_size
+    signals = {signal: signal for signal in setting.open(name).manifest.signals}
+    collate = Collator(setting.task, setting.tokenizer.pad_token_id or 0, signals)
+    shuffled = np.random.default_rng(0).permutation(len(table))
+    single = _random_rows(setting)
+
+    def stream(shuffle: bool) -> float:
+        cache = setting.open(name)
+        return _time(_join(cache.stream(seed=0, epoch=0, shuffle=shuffle), size, collate))
+
+    def pick() -> float:
+        cache = setting.open(name)
+        return _time(cache[row] for row in single)
+
+    def rows_of(order: Iterable[int]) -> Iterable[Any]:
+        return (table[int(row)] for row in order)
+
+    return {
+        "ours in order": lambda: stream(False),
+        "theirs in order": lambda: _time(_join(rows_of(range(len(table))), size, join_rows)),
+        "ours shuffled": lambda: stream(True),
+        "theirs shuffled": lambda: _time(_join(rows_of(shuffled), size, join_rows)),
+        "ours one by one": pick,
+        "theirs one by one": lambda: _time(rows_of(single)),
+    }
+
+
+def _join(examples: Iterable[Any], size: int, collate: Callable[[Any], Any]) -> Iterable[Any]:
+    waiting = []
+    for example in examples:
+        waiting.append(example)
+        if len(waiting) == size:
+            yield collate(waiting)
+            waiting = []
+    if waiting:
+        yield collate(waiting)
+
+
+def _time(work: Iterable[Any]) -> float:
+    began = time.perf_counter()
+    for _ in work:
+        pass
+    return time.perf_counter() - began
+
+
+def _random_rows(setting: Setting) -> list[int]:
+    """Rows far enough apart that none finds its record batch decompressed by another."""
+    rows = np.arange(0, len(setting.examples), _STEP)
+    return [int(row) for row in np.random.default_rng(0).permutation(rows)]
+
+
+def _bytes_per_token(cache: TeacherCache) -> dict[str, float]:
+    tokens = cache.manifest.totals.tokens
+    found = column_bytes(cache).items()
+    return {name: size / tokens for name, size in found if name[0] != "(" or name == FRAMING}
+
+
+def _size_rows(kept: str, codec: Codec, cache: TeacherCache, sizes: dict[str, float]) -> list[Row]:
+    """Targets alone, and for the default codec with the inputs that a student needs."""
+    layout = cache.manifest.layout
+    own = {*codec.columns(layout), "logsumexp", "label_log_prob"}
+    entries = layout.top_k + layout.tail_draws
+    naive, against = (
+        float(_NAIVE_BYTES * entries),
+        "computed: int32 id + float16 logit for every entry, nothing else",
+    )
+    rows = [
+        Row(
+            what=f"{kept}: codec {codec.name}",
+            unit="bytes/token",
+            measured=sum(size for name, size in sizes.items() if name in own),
+            baseline=naive,
+            against=against,
+        )
+    ]
+    if isinstance(codec, Steps):
+        what = f"{kept}: codec {codec.name} and inputs"
+        total = sum(sizes.values())
+        rows.append(Row(what, "bytes/token", total, naive, against))
+    return rows

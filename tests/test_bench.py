@@ -1,0 +1,266 @@
+"""The bench on a tiny teacher: what it promises is there, and its arithmetic and baselines hold."""
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from small_teachers import make_llama, read_files, save_teacher
+from torch.nn.functional import cross_entropy
+
+from pipeline.batches import Collator
+from pipeline.cache import TargetsSpec
+from pipeline.cache.codecs import Exact, Half
+from pipeline.student import FromScratch
+from pipeline.training import EvaluationConfig, training_arguments
+from stages.bench import bench, parse_arguments
+from stages.bench.baselines import (
+    LabelledBlocks,
+    LiveTrainer,
+    forward_all,
+    join_rows,
+    open_parquet,
+    write_parquet,
+)
+from stages.bench.measuring import Row, interleave, rate_row, show_rows, time_row
+from stages.bench.setting import BenchConfig, Setting, prepare
+from stages.bench.speed import project_jobs
+from stages.bench.storage import recode
+
+TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
+    root = tmp_path_factory.mktemp("bench")
+    return BenchConfig(
+        output=root / "runs" / "bench.json",
+        teacher=save_teacher(root / "teacher", make_llama(vocab_size=300)),
+        files=2,
+        block_size=64,
+        batch_tokens=512,
+        top_k=8,
+        tail_draws=2,
+        wide_k=16,
+        student=FromScratch(
+            architecture="llama", layers=1, hidden_size=16, heads=2, intermediate_size=16
+        ),
+        captures=1,
+        epochs=1,
+        reads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def printed() -> StringIO:
+    return StringIO()
+
+
+@pytest.fixture(scope="module")
+def content(config: BenchConfig, printed: StringIO) -> dict[str, Any]:
+    return bench(config, Console(file=printed, width=200))
+
+
+@pytest.fixture(scope="module")
+def setting(config: BenchConfig, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return prepare(config, tmp_path_factory.mktemp("setting"))
+
+
+def rows_of(content: dict[str, Any], start: str) -> list[dict[str, Any]]:
+    return [row for row in content["rows"] if row["what"].startswith(start)]
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "count"),
+    [
+        ("capture: top 8 + 2 draws", "tokens/s", 2),
+        ("student step from the cache", "ms/step", 2),
+        ("1 student of 400 steps", "s", 1),
+        ("5 students of 400 steps", "s", 1),
+        ("top 8 + 2 draws: codec", "bytes/token", 4),
+        ("top 16: codec", "bytes/token", 4),
+        ("shards of targets", "bytes/token", 2),
+        ("read targets", "tokens/s", 4),
+        ("read one example at random", "µs", 2),
+    ],
+)
+def test_every_promised_figure_stands_beside_its_baseline(
+    content: dict[str, Any], start: str, unit: str, count: int
+) -> None:
+    found = rows_of(content, start)
+    assert [row["unit"] for row in found] == [unit] * count
+    assert all(row["against"] for row in found)
+    for row in found:
+        assert row["ratio"] == pytest.approx(row["measured"] / row["baseline"])
+
+
+def test_every_number_is_finite_and_positive(content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        numbers = [row[name] for name in ("measured", "baseline", "ratio")]
+        known = [number for number in numbers if number is not None] + list(row["spread"] or ())
+        assert known
+        assert all(math.isfinite(number) and number > 0 for number in known), row
+
+
+def test_json_file_holds_what_was_measured(content: dict[str, Any], config: BenchConfig) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = config.output.read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse) == json.loads(json.dumps(content))
+    assert BenchConfig.model_validate(content["config"]) == config
+    assert content["trained_teacher"] is True
+    assert content["machine"]["threads"] == torch.get_num_threads()
+    assert content["machine"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_scratch_files_are_removed(content: dict[str, Any], config: BenchConfig) -> None:
+    assert [path.name for path in config.output.parent.iterdir()] == ["bench.json"]
+
+
+def test_table_prints_every_row_and_explains_every_baseline(
+    content: dict[str, Any], printed: StringIO
+) -> None:
+    shown = " ".join(printed.getvalue().split())
+    for row in content["rows"]:
+        assert f"{row['what']}, {row['unit']}" in shown
+        assert row["against"] in shown
+
+
+def test_columns_add_up_to_the_bytes_per_token_with_inputs(content: dict[str, Any]) -> None:
+    whole = rows_of(content, "top 8 + 2 draws: codec steps and inputs")[0]
+    columns = content["columns"]["top 8 + 2 draws: steps"]
+    assert sum(columns.values()) == pytest.approx(whole["measured"])
+    assert whole["baseline"] == 6 * 10
+    assert len(content["columns"]) == 6
+
+
+def test_sides_take_turns_after_a_warm_up_that_does_not_count() -> None:
+    calls: list[str] = []
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    found = interleave({"a": lambda: side("a"), "b": lambda: side("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert found == {"a": [3.0, 5.0, 7.0], "b": [4.0, 6.0, 8.0]}
+
+
+@given(TIMES, TIMES)
+def test_ratio_of_rates_is_the_inverse_ratio_of_times(
+    ours: list[float], theirs: list[float]
+) -> None:
+    ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
+    rate = rate_row("", 1000, ours, "", theirs)
+    times = time_row("", "ms", 1e3, ours, "", theirs)
+    assert rate.ratio is not None and times.ratio is not None
+    assert rate.ratio * times.ratio == pytest.approx(1.0)
+    assert rate.measured * np.median(ours) == pytest.approx(1000)
+    for row in (rate, times):
+        assert row.spread is not None and row.repetitions == len(ours)
+        assert row.spread[0] <= row.spread[1]
+
+
+def test_a_row_without_baseline_has_no_ratio() -> None:
+    printed = StringIO()
+    row = Row("steps", "steps", 12.0)
+    show_rows([row], "title", Console(file=printed))
+    assert row.ratio is None
+    assert "12" in printed.getvalue()
+
+
+def test_jobs_are_the_capture_once_and_the_steps_of_every_student() -> None:
+    config = BenchConfig(transfer_tokens=1000, training_steps=10)
+    one, five, steps = project_jobs(config, 100.0, [1.0, 2.0, 9.0], [4.0])
+    assert (one.measured, one.baseline) == (10 + 10 * 2, 10 * 4)
+    assert (five.measured, five.baseline) == (10 + 5 * 20, 5 * 40)
+    assert steps.measured == 10 / (4 - 2)
+
+
+def test_a_live_teacher_that_costs_nothing_never_pays_for_a_capture() -> None:
+    assert len(project_jobs(BenchConfig(), 100.0, [2.0], [2.0])) == 2
+
+
+def test_quick_takes_less_of_everything_and_json_names_the_file() -> None:
+    full, quick = parse_arguments([]), parse_arguments(["--quick", "--json", "a.json"])
+    assert full == BenchConfig()
+    assert quick.output == Path("a.json")
+    for name in ("files", "captures", "epochs", "reads"):
+        assert getattr(quick, name) < getattr(full, name)
+
+
+def test_recoding_gives_the_bytes_of_a_capture_with_that_codec(setting: Setting) -> None:
+    targets = setting.config.targets
+    setting.capture("exact", targets.model_copy(update={"codec": Exact()}))
+    setting.capture("half", targets.model_copy(update={"codec": Half()}))
+    recoded = recode(setting.open("exact"), setting.folder / "recoded", Half())
+    direct = read_files(setting.folder / "half")
+    assert read_files(recoded.path) == {
+        name: bytes_ for name, bytes_ in direct.items() if not name.startswith("tokenizer")
+    }
+
+
+def test_plain_baseline_learns_exactly_the_labels_of_the_targets(setting: Setting) -> None:
+    examples = [one for one in setting.examples if len(one.segment_lengths) > 1]
+    assert examples  # a block with two documents, whose border is no target
+    rows = LabelledBlocks(examples, setting.task)
+    collated = Collator(setting.task, 0)(examples)
+    for number, example in enumerate(examples):
+        row = {name: tensor[None] for name, tensor in rows[number].items()}
+        found = setting.model(**row).loss
+        logits = setting.model(**{k: v for k, v in row.items() if k != "labels"}).logits[0]
+        labels = torch.from_numpy(example.label_ids.astype(np.int64))
+        expected = cross_entropy(logits[example.target_positions], labels)
+        assert found == pytest.approx(float(expected), rel=1e-5)
+    assert len(collated["label_ids"]) == sum(
+        int((rows[number]["labels"] >= 0).sum()) for number in range(len(rows))
+    )
+
+
+def test_live_baseline_of_a_student_that_is_the_teacher_is_its_cross_entropy(
+    setting: Setting,
+) -> None:
+    row = {
+        name: tensor[None]
+        for name, tensor in LabelledBlocks(setting.examples[:1], setting.task)[0].items()
+    }
+    arguments = training_arguments({}, EvaluationConfig(), setting.folder / "run")
+    trainer = LiveTrainer(setting.model, model=setting.model, args=arguments)
+    found = trainer.compute_loss(setting.model, row)
+    assert float(found) == pytest.approx(0.1 * float(setting.model(**row).loss), rel=1e-4)
+
+
+def test_parquet_baseline_holds_what_the_cache_holds(setting: Setting) -> None:
+    spec = TargetsSpec(top_k=8, tail_draws=2, temperatures=(1.0, 2.0), codec=Exact())
+    setting.capture("cache", spec, (-1,))
+    cache = setting.open("cache")
+    table = open_parquet(write_parquet(cache, setting.folder / "a.parquet"), setting.folder)
+    assert len(table) == len(cache)
+    theirs = join_rows([table[0], table[1]])
+    ours = Collator(setting.task, 0, {"layer.2": "layer.2"})([cache[0], cache[1]])
+    assert torch.equal(theirs["input_ids"], ours["inputs"]["input_ids"])
+    assert torch.equal(theirs["ids"], ours["targets"].ids)
+    assert torch.equal(theirs["draw_ids"], ours["targets"].draw_ids)
+    assert torch.equal(theirs["logsumexp"], ours["targets"].logsumexp)
+    assert torch.allclose(theirs["logits"].float(), ours["targets"].logits, rtol=1e-3)
+    assert torch.equal(theirs["layer.2"].float(), ours["hidden"]["layer.2"])
+
+
+def test_bare_forward_pass_is_timed(setting: Setting) -> None:
+    batch = setting.task.batch(setting.examples[:2], 0)
+    assert forward_all(setting.model, [batch.inputs]) > 0
+
+
+def test_a_missing_teacher_is_replaced_by_one_of_the_same_shape(tmp_path: Path) -> None:
+    setting = prepare(BenchConfig(teacher=tmp_path / "none"), tmp_path)
+    assert not setting.trained
+    shape = setting.model.config
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.vocab_size) == (4, 256, 4096)
