@@ -7,6 +7,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipeline.config import StrictModel, dump_config
 from pipeline.errors import ConfigError
@@ -24,13 +27,16 @@ def check_run_folder(output: Path, config: StrictModel) -> bool:
     path = output / "config.yaml"
     text = dump_config(config)
     finished = (output / "result.json").is_file()
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return finished
-    if path.is_file() and (finished or _checkpoints(output)):
-        raise ConfigError(
-            f"{output}: holds a run of another config ({_first_difference(path, text)}); choose"
-            " another output, or delete the folder"
-        )
+    if path.is_file():
+        there, here = (_flatten(yaml.safe_load(t)) for t in (path.read_text("utf-8"), text))
+        if there == here:
+            return finished
+        if finished or _checkpoints(output):
+            key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
+            raise ConfigError(
+                f"{output}: holds a run of another config ({key}: {there.get(key)} there,"
+                f" {here.get(key)} here); choose another output, or delete the folder"
+            )
     output.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"config.yaml.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
@@ -79,10 +85,10 @@ def cut_curve(path: Path, resume: str | None) -> float:
     return seconds
 
 
-def _first_difference(path: Path, text: str) -> str:
-    there = path.read_text(encoding="utf-8").splitlines()
-    here = text.splitlines()
-    for old, new in zip(there, here, strict=False):
-        if old != new:
-            return f"{old.strip()!r} there, {new.strip()!r} here"
-    return f"{len(there)} lines there, {len(here)} here"
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """The plain values of a config by their dotted keys."""
+    if isinstance(value, dict | list) and value:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = [_flatten(v, f"{key}.{k}" if key else str(k)) for k, v in pairs]
+        return {k: v for part in inner for k, v in part.items()}
+    return {key: value}

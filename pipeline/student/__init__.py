@@ -5,7 +5,8 @@ Whatever the origin, the result is a transformers model that `AutoModel....from_
 
 import fnmatch
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -70,11 +71,21 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
             raise ConfigError(
-                f"freeze {pattern!r} matches no parameter{did_you_mean(pattern, parameters)}"
+                f"freeze {pattern!r} matches no parameter{_near_names(pattern, parameters)}"
             )
         for name in matched:
             parameters[name].requires_grad_(False)
     return sum(p.numel() for p in parameters.values() if not p.requires_grad)
+
+
+def _near_names(pattern: str, parameters: Iterable[str]) -> str:
+    """A hint of the nearest module or parameter, else of the outermost modules."""
+    paths = [name.split(".") for name in parameters]
+    names = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
+    near = get_close_matches(pattern.rstrip(".*?"), sorted(names), n=1)
+    if near:
+        return f"; did you mean '{near[0]}*'?"
+    return f"; choose from {', '.join(sorted({'.'.join(path[:2]) + '*' for path in paths}))}"
 
 
 def _from_scratch(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.examples import Example
-from pipeline.student.quiet import without_cache
+from pipeline.student.quiet import quiet_transformers, without_cache
 from pipeline.tasks.base import Task
 
 _LENGTH = 6  # tokens per probed document
@@ -37,7 +37,7 @@ def require_causal(model: Any, task: Task, name: str) -> None:
             " row could not be told apart; choose another architecture"
         )
     was_training = model.training
-    with without_cache(model.eval()):
+    with without_cache(model.eval()), quiet_transformers():
         plain, later, other = (_logits(model, task, change) for change in ("none", "last", "first"))
     model.train(was_training)
     if _differ(plain[:, : 2 * _LENGTH - 1], later[:, : 2 * _LENGTH - 1]):

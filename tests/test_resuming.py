@@ -1,0 +1,176 @@
+"""A run that was interrupted anywhere continues as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_worlds
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_runs import count_tokens, make_language_cache, make_student_config, read_lines
+from small_teachers import make_tokenizer
+from small_worlds import OnStep, make_example, make_student
+
+from pipeline.batches import Collator, Selection
+from pipeline.losses.divergences import ForwardKL
+from pipeline.losses.hidden import HiddenMSE
+from pipeline.runs import read_result
+from pipeline.terms import attach_projections
+from pipeline.training import EvaluationConfig, Outcome, train_model
+from stages.train_student import train_student
+
+ROOT = Path(__file__).parents[1]
+# A watcher ends the process, as a machine would that fails, once the given file stands.
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+def watch(file):
+    while not file.exists():
+        time.sleep(0.0005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+config, file = Path(sys.argv[1]), Path(sys.argv[2])
+from pipeline.config import load_config
+from stages.train_student import StudentConfig, train_student
+threading.Thread(target=watch, args=(file,), daemon=True).start()
+train_student(load_config(StudentConfig, config))
+"""
+
+
+class _StopError(Exception):
+    """Ends a training in the middle."""
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    cache = make_language_cache(tmp_path)
+    settings: dict[str, Any] = {
+        "student": {
+            "from": "scratch",
+            "architecture": "gpt2",
+            "layers": 1,
+            "hidden_size": 16,
+            "heads": 2,
+            "dropout": 0.2,
+        },
+        "losses": [{"name": "forward_kl"}, {"name": "hidden_mse", "layers": {1: -1}}],
+        "evaluation": {"every": 3},
+        "training": {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 3,
+            "logging_steps": 1,
+        },
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_student(make_student_config(cache, whole, **settings))
+    config = make_student_config(cache, broken, **settings)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(file), str(broken / "checkpoints/checkpoint-9")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (broken / "result.json").exists()
+    train_student(config)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert_same_curve(whole, broken)
+    steps = [(line["step"], line["split"]) for line in read_lines(broken)]
+    assert len(set(steps)) == len(steps)
+    counted = [read_result(run).training["tokens_seen"] for run in (whole, broken)]
+    assert counted == [3 * count_tokens(cache, "train")] * 2
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    """The same lines but for the time they took, which never goes back."""
+    untimed = [[{**line, "seconds": 0.0} for line in read_lines(run)] for run in (one, other)]
+    assert untimed[0] == untimed[1]
+    seconds = [line["seconds"] for line in read_lines(other)]
+    assert seconds == sorted(seconds)
+
+
+def learn(
+    output: Path, stop_after: int | None = None, rate: float = 1e-2, **evaluation: Any
+) -> Outcome:
+    """Nine steps in three epochs of ten examples, two micro-batches a step, a save each step."""
+
+    def stop(step: int) -> None:
+        if step == stop_after:
+            raise _StopError
+
+    losses = [ForwardKL(), HiddenMSE(layers={1: -1})]
+    model = make_student(attention_dropout=0.3)
+    attach_projections(model, losses, small_worlds.WIDTHS)
+    examples = Selection([make_example(number) for number in range(10)])
+    return train_model(
+        model,
+        small_worlds.TASK,
+        losses,
+        examples,
+        {"test": examples},
+        Collator(small_worlds.TASK, 0, small_worlds.SIGNALS),
+        make_tokenizer(),
+        {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 3,
+            "use_cpu": True,
+            "logging_steps": 1,
+            "save_steps": 1,
+            "learning_rate": rate,
+        },
+        EvaluationConfig(every=1, **evaluation),
+        output,
+        callbacks=[OnStep(stop)],
+    )
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7])  # in epoch 0, in and at the end of others
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = learn(whole)
+    with pytest.raises(_StopError):
+        learn(broken, stop_after)
+    found = learn(broken)
+    one, other = (load_file(run / "model.safetensors") for run in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_curve(whole, broken)
+    assert (found.tokens, found.steps, found.epochs) == (expected.tokens, 9, 3.0)
+
+
+def test_patience_survives_an_interruption(tmp_path: Path) -> None:
+    stopping: Any = {"rate": 0.3, "early_stopping": {"metric": "loss", "patience": 3}}
+    expected = learn(tmp_path / "whole", **stopping)
+    with pytest.raises(_StopError):
+        learn(tmp_path / "broken", expected.steps - 1, **stopping)
+    found = learn(tmp_path / "broken", **stopping)
+    assert 3 < found.steps == expected.steps < 9
+    assert_same_curve(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    learn(whole)
+    with pytest.raises(_StopError):
+        learn(broken, 5)
+    for name, state in {"checkpoint-6": None, "checkpoint-7": '{"global_st'}.items():
+        folder = broken / "checkpoints" / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    with (broken / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "epo')
+    learn(broken)
+    assert_same_curve(whole, broken)
