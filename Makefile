@@ -18,6 +18,7 @@ DEMO_CONFIGS := $(DEMO_STUDENTS:%=$(CONFIGS)/student/%.yaml)
 # Students are trained in this order, so where the last result stands all of them do.
 DEMO_RESULTS := $(lastword $(DEMO_STUDENTS:demo-%=runs/demo/%/result.json))
 REPORT := runs/demo/report.html
+SIB200_STUDENTS := $(addprefix sib200-,labels kd kd-pooled labels-unseen kd-unseen)
 
 .PHONY: demo cache-teacher train-student compare teacher sib200 proof bench test check clean help
 .DEFAULT_GOAL := help
@@ -43,8 +44,11 @@ endif
 compare: | $(READY)  ## compare the runs below RUNS (default runs/demo) in a table and report.html
 	$(STILLROOM) compare $(or $(RUNS),runs/demo) --output $(or $(RUNS),runs/demo)/report.html
 
-sib200: | $(READY)  ## the second recipe: topics in 24 languages from an English teacher
-	$(RUN) -m stages.recipes sib200
+sib200: | $(READY)  ## the second recipe: topics in 24 languages [TEACHER=folder of MiniLM]
+	$(STILLROOM) train-teacher sib200 $(if $(TEACHER),--set model.model=$(TEACHER))
+	$(STILLROOM) cache-teacher sib200
+	$(STILLROOM) train-student $(SIB200_STUDENTS)
+	$(STILLROOM) compare runs/sib200 --output runs/sib200/report.html
 
 proof: | $(READY)  ## the demo's students over three seeds; prints the README's table
 	$(RUN) -m stages.proof

@@ -21,6 +21,7 @@ from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.student import FromScratch, Origin, build_student, freeze
+from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, train_model
@@ -158,7 +159,11 @@ def _training_text(rows: Rows) -> Iterator[str]:
 
 
 def _split(examples: list[Example], name: str) -> list[int]:
-    found = [i for i, example in enumerate(examples) if example.columns.get("split") == name]
+    found = [
+        index
+        for index, example in enumerate(examples)
+        if example.columns.get("split") == name and (example.label_ids != UNLABELLED).any()
+    ]
     if not found:
-        raise DataError(f"data: no example is in split {name!r}; see data.splits")
+        raise DataError(f"data: no example with a label is in split {name!r}; see data.splits")
     return found
