@@ -1,4 +1,4 @@
-"""The model card of a run: what it is, where its knowledge came from, how good it is, how to open it."""
+"""The model card of a run: what it is, where it learned, how good it is, how to open it."""
 
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ def _origin(result: Result) -> str:
     lines = [
         f"A {result.kind} for {result.task}: {model['architecture']},"
         f" {model['parameters']:,} parameters, trained for {training['steps']:,} steps"
-        f" ({training['tokens_seen']:,} tokens, {training['seconds']:.0f} s on {training['device']}).",
+        f" ({training['tokens_seen']:,} tokens, {training['seconds']:.0f} s on"
+        f" {training['device']}).",
     ]
     teacher = result.details.get("teacher")
     if teacher:
         lines.append(
-            f"\nTeacher: {teacher['name']}, {teacher['parameters']:,} parameters, read from the cache"
-            f" with digest `{result.identity['cache'][:16]}`."
+            f"\nTeacher: {teacher['name']}, {teacher['parameters']:,} parameters, read from the"
+            f" cache with digest `{result.identity['cache'][:16]}`."
         )
     terms = result.config.get("losses", [])
     lines += [f"- {_term(term)}" for term in terms]
