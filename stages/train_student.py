@@ -7,6 +7,7 @@ refused before the first step.
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import transformers
 from pydantic import Field
@@ -22,6 +23,7 @@ from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig
 from pipeline.student import FromScratch, Origin, build_student, freeze, own_tokenizer
+from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, Outcome, train_model
 from stages.progress import TrainingProgress
@@ -76,6 +78,10 @@ def train_student(config: StudentConfig) -> Path:
     parameters = model.num_parameters()
     attach_projections(model, config.losses, reading.widths(collator.signals))
     train = reading.select("train")
+    if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
+        rows = reading.own_rows  # a row without a label teaches such a student nothing
+        labelled = [i for i in train.indices if (rows[i].label_ids != UNLABELLED).any()]
+        train.indices = train.indices[np.isin(train.indices, labelled)]
     if config.max_examples is not None:
         train.indices = train.indices[: config.max_examples]
     curve_split = config.evaluation.curve_split or config.evaluation.split
