@@ -1,6 +1,5 @@
 """Whether a student reads as its task means it to: asked of the model itself, not of its name."""
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ _LENGTH = 6  # tokens per probed document
 
 @torch.no_grad()
 def require_causal(model: Any, task: Task, name: str) -> None:
-    """Refuse a language model that sees later tokens, or other documents of a packed row.
+    """Refuse a language model that sees later tokens, or other documents where a task packs them.
 
     Either would let a student copy what it is asked to predict.
 
@@ -30,12 +29,6 @@ def require_causal(model: Any, task: Task, name: str) -> None:
     """
     if task.auto_class != "AutoModelForCausalLM":
         return
-    parameters = inspect.signature(model.forward).parameters
-    if "position_ids" not in parameters and "kwargs" not in parameters:
-        raise ModelError(
-            f"{name}: {type(model).__name__} numbers positions by itself, so documents that share a"
-            " row could not be told apart; choose another architecture"
-        )
     was_training = model.training
     with without_cache(model.eval()), quiet_transformers():
         plain, later, other = (_logits(model, task, change) for change in ("none", "last", "first"))
@@ -45,7 +38,7 @@ def require_causal(model: Any, task: Task, name: str) -> None:
             f"{name}: {type(model).__name__} sees the tokens it should predict; choose a causal"
             " language model"
         )
-    if _differ(plain[:, _LENGTH:], other[:, _LENGTH:]):
+    if getattr(task, "packing", False) and _differ(plain[:, _LENGTH:], other[:, _LENGTH:]):
         raise ModelError(
             f"{name}: documents packed into one row see one another in {type(model).__name__};"
             " choose another architecture, or cache the teacher with task.packing false"

@@ -1,0 +1,151 @@
+"""Several processes train one student: together they are one process with a larger batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from small_runs import make_language_cache, make_student_config, read_lines
+
+from pipeline.batches import StepSampler
+from pipeline.config import dump_config
+from pipeline.errors import ConfigError
+from pipeline.runs import read_result
+from stages.train_student import train_student
+
+ROOT = Path(__file__).parents[1]
+RANK = """
+import sys
+from pathlib import Path
+from pipeline.config import load_config
+from stages.train_student import StudentConfig, train_student
+train_student(load_config(StudentConfig, Path(sys.argv[1])))
+import torch.distributed
+torch.distributed.destroy_process_group()
+"""
+
+
+def shares(rows: int, size: int, ranks: int, epoch: int = 0) -> list[list[list[int]]]:
+    """The batches of every rank."""
+    samplers = [StepSampler(rows, size, 5, rank, ranks) for rank in range(ranks)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
+
+
+@given(
+    rows=st.integers(1, 300),
+    size=st.integers(1, 9),
+    ranks=st.integers(1, 6),
+    epoch=st.integers(0, 3),
+)
+def test_ranks_see_every_row_once_in_as_many_steps(
+    rows: int, size: int, ranks: int, epoch: int
+) -> None:
+    if rows < ranks:
+        with pytest.raises(ConfigError, match="cannot be shared by"):
+            shares(rows, size, ranks)
+        return
+    found = shares(rows, size, ranks, epoch)
+    assert len({len(batches) for batches in found}) == 1
+    assert len(found[0]) == len(StepSampler(rows, size, 5, 0, ranks))
+    assert all(batch for batches in found for batch in batches)
+    seen = [row for batches in found for batch in batches for row in batch]
+    assert sorted(seen) == list(range(rows))
+
+
+@given(rows=st.integers(4, 100), size=st.integers(1, 5), ranks=st.integers(2, 4))
+def test_a_step_of_all_ranks_is_a_step_of_one_process_with_the_larger_batch(
+    rows: int, size: int, ranks: int
+) -> None:
+    [alone] = shares(rows, size * ranks, 1)
+    together = [
+        sorted(row for batch in batches for row in batch)
+        for batches in zip(*shares(rows, size, ranks), strict=True)
+    ]
+    left = rows % (size * ranks)
+    if 0 < left < ranks and len(alone) > 1:  # too few for a step of their own
+        alone[-2:] = [alone[-2] + alone[-1]]
+    assert together == [sorted(batch) for batch in alone]
+
+
+@given(rows=st.integers(1, 60), size=st.integers(1, 9))
+def test_dropping_the_last_batch_leaves_only_whole_ones(rows: int, size: int) -> None:
+    batches = list(StepSampler(rows, size, 0, drop_last=True))
+    assert [len(batch) for batch in batches] == [size] * (rows // size) or len(batches) == 1
+
+
+def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    cache = make_language_cache(tmp_path)
+    settings = {
+        "losses": [
+            {"name": "forward_kl", "weight": 0.9},
+            {"name": "cross_entropy", "weight": 0.1},
+            {"name": "hidden_mse", "layers": {1: -1}},
+        ],
+        "evaluation": {"every": 2},
+        "max_examples": 13,
+    }
+    training = {"num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1}
+    one = train_student(
+        make_student_config(
+            cache,
+            tmp_path / "one",
+            **settings,
+            training={
+                **training,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+            },
+        )
+    )
+    two = make_student_config(
+        cache,
+        tmp_path / "two",
+        **settings,
+        training={**training, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    )
+    file = tmp_path / "two.yaml"
+    file.write_text(dump_config(two), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(file)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "true",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    weights = [load_file(run / "model.safetensors") for run in (one, tmp_path / "two")]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    for alone, together in zip(read_lines(one), read_lines(tmp_path / "two"), strict=True):
+        assert together.keys() == alone.keys()
+        for name in alone.keys() - {"seconds", "split"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4), name
+    results = [read_result(run) for run in (one, tmp_path / "two")]
+    assert results[0].training["tokens_seen"] == results[1].training["tokens_seen"]
+    for metric in results[0].metrics:
+        assert results[1].metric(metric.name) == pytest.approx(metric.value, rel=1e-4)
