@@ -32,16 +32,18 @@ def no_labels(rows: int) -> torch.Tensor:
     share=st.floats(0, 1),
     offset=st.sampled_from([0.0, 80.0, -1000.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    drawn=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_kept_entries_normalisers_and_labels_equal_the_dense_softmax(
-    classes: int, rows: int, share: float, offset: float, dtype: torch.dtype, seed: int
+    classes: int, rows: int, share: float, offset: float, dtype: torch.dtype, drawn: bool, seed: int
 ) -> None:
     kept = round(share * classes)
     logits = (make_logits(rows, classes, seed) + offset).to(dtype)
     dense = logits.double()
     labels = torch.randint(0, classes, (rows,), generator=make_generator(seed))
-    targets = sparse_targets(logits, kept, 0, TEMPERATURES, labels)
+    draws = 2 if drawn and kept < classes else 0
+    targets = sparse_targets(logits, kept, draws, TEMPERATURES, labels, make_generator(seed))
     assert targets.ids.shape == (rows, kept)
     assert all(len(set(row)) == kept for row in targets.ids.tolist())
     torch.testing.assert_close(targets.logits.double(), dense.topk(kept).values, rtol=0, atol=0)

@@ -30,7 +30,7 @@ from pipeline.teacher.stopwatch import Stopwatch
 _LOG = logging.getLogger(__name__)
 # Elements of a chunk of float32 logits. A CPU maps an allocation above 32 MB afresh every time, and
 # faulting it in costs more than the arithmetic.
-_CPU_CHUNK, _GPU_CHUNK = 1 << 21, 1 << 26
+_CPU_CHUNK, _GPU_CHUNK = 1 << 22, 1 << 26
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
 
 

@@ -8,7 +8,7 @@ their result. A row with a NaN or infinite logit comes back with a NaN logsumexp
 knows the examples can name one without waiting for the device here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Literal
 
@@ -68,11 +68,12 @@ def sparse_targets(
     N, V = z.shape
     K = resolve_top_k(top_k, V, tail_draws)
     values, ids = top_entries(z, min(K + 1, V))  # one more than kept: the peak of the tail
-    logsumexp = log_sum_exps(z, values[:, :1], temperatures)
-    logsumexp.masked_fill_(~z.amin(dim=1, keepdim=True).isfinite(), torch.nan)
-    draw_ids = ids.new_empty(N, 0)
+    draw_ids, known = ids.new_empty(N, 0), {}
     if tail_draws:
-        draw_ids = draw_tail(z, ids[:, :K], values[:, K:], tail_draws, generator)
+        draw_ids, tail = draw_tail(z, ids[:, :K], values[:, K:], tail_draws, generator)
+        known[1.0] = torch.logaddexp(tail, values[:, :K].logsumexp(dim=1))
+    logsumexp = log_sum_exps(z, values[:, :1], temperatures, known)
+    logsumexp.masked_fill_(~z.amin(dim=1, keepdim=True).isfinite(), torch.nan)
     label_logits = z.gather(1, label_ids.clamp(min=0)[:, None])[:, 0]
     label_log_probs = label_logits - logsumexp[:, list(temperatures).index(1.0)]
     return Targets(
@@ -109,28 +110,33 @@ def top_entries(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return top.values, candidates.gather(1, top.indices)
 
 
-def log_sum_exps(z: Tensor, peak: Tensor, temperatures: Sequence[float]) -> Tensor:
+def log_sum_exps(
+    z: Tensor, peak: Tensor, temperatures: Sequence[float], known: Mapping[float, Tensor]
+) -> Tensor:
     """log sum_i exp(z_i / T) per temperature, [N, len(temperatures)].
 
     Args:
         z: [N, V] float32.
         peak: [N, 1], the largest of each row, subtracted before the exponential.
         temperatures: T > 0.
+        known: temperature -> [N], what need not be computed again.
     """
-    below = z - peak
-    scratch = torch.empty_like(below)
-    sums = []
+    scratch = torch.empty_like(z)
+    columns = []
     for temperature in temperatures:
-        torch.mul(below, 1.0 / temperature, out=scratch)
-        sums.append(scratch.exp_().sum(dim=1))
-    scale = z.new_tensor(temperatures)
-    return torch.stack(sums, dim=1).log() + peak / scale
+        if temperature in known:
+            columns.append(known[temperature])
+        else:
+            torch.sub(z, peak, out=scratch)
+            total = scratch.mul_(1.0 / temperature).exp_().sum(dim=1)
+            columns.append(total.log() + peak[:, 0] / temperature)
+    return torch.stack(columns, dim=1)
 
 
 def draw_tail(
     z: Tensor, kept: Tensor, peak: Tensor, draws: int, generator: torch.Generator | None
-) -> Tensor:
-    """Draw ids with replacement from softmax(z) restricted to what is not kept, [N, draws] int64.
+) -> tuple[Tensor, Tensor]:
+    """Draw ids with replacement from softmax(z) restricted to what is not kept.
 
     A group is drawn by its mass, then a class within it, each by inverting a cumulative sum in
     float64: no class is too rare to be drawn, and none of the kept can be.
@@ -142,6 +148,9 @@ def draw_tail(
             underflows as a whole.
         draws: number of draws per row.
         generator: on the device of z.
+
+    Returns:
+        The ids, [N, draws] int64, and log sum exp(z) over what is not kept, [N].
     """
     N, V = z.shape
     width = isqrt(V)
@@ -150,10 +159,12 @@ def draw_tail(
     torch.sub(z, peak, out=weights[:, :V]).exp_().scatter_(1, kept, 0.0)
     grid = weights.view(N, width, groups)
     uniform = torch.rand((2, N, draws), dtype=torch.float64, device=z.device, generator=generator)
-    group = _invert(grid.sum(dim=1), uniform[0])
+    sums = grid.sum(dim=1)
+    group = _invert(sums, uniform[0])
     members = grid.gather(2, group[:, None, :].expand(N, width, draws)).transpose(1, 2)
     member = _invert(members, uniform[1][:, :, None])[:, :, 0]
-    return (member * groups + group).clamp(max=V - 1)  # beyond V only where weights are NaN
+    drawn = (member * groups + group).clamp(max=V - 1)  # beyond V only where weights are NaN
+    return drawn, sums.sum(dim=1).log() + peak[:, 0]
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
