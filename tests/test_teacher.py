@@ -1,9 +1,8 @@
-"""A teacher: loaded with one-line errors, and answering what the model itself would say."""
+"""A teacher answers what the model itself would say."""
 
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_teachers import TOPICS, make_bert, make_llama, make_tokenizer, save_teacher
+from small_teachers import TOPICS, make_bert, make_llama
 from transformers import (
     AutoModelForCausalLM,
-    BertModel,
     BloomConfig,
     MambaConfig,
     PreTrainedModel,
@@ -30,8 +28,6 @@ from pipeline.tasks.sequence_classification import SequenceClassification
 from pipeline.teacher import (
     CaptureSpec,
     Teacher,
-    TeacherConfig,
-    load_tokenizer,
     require_isolation,
 )
 
@@ -231,90 +227,6 @@ def test_the_longest_sequence_leaves_out_positions_kept_for_padding() -> None:
     teacher = Teacher(RobertaForSequenceClassification(config).eval(), "sequence", 2)
     assert teacher.max_positions == 64
     assert Teacher(make_llama(), "tokens", V).max_positions == 64
-
-
-def test_identity_follows_weights_and_config_but_not_the_folder(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        save_teacher(tmp_path / name, make_llama())
-    one, two = (
-        Teacher.load(
-            TeacherConfig(model=str(tmp_path / name)), "AutoModelForCausalLM", "tokens", V
-        ).identity()
-        for name in ("one", "two")
-    )
-    assert one == two
-    assert Teacher(make_llama(rms_norm_eps=1e-3), "tokens", V).identity() != one
-
-
-def load(folder: Path | str, auto_class: str = "AutoModelForCausalLM", **options: Any) -> Teacher:
-    output: Any = "tokens" if "Causal" in auto_class else "sequence"
-    classes = options.pop("classes", V)
-    return Teacher.load(TeacherConfig(model=str(folder)), auto_class, output, classes, **options)
-
-
-def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="absent: no such folder"):
-        load(tmp_path / "absent")
-    with pytest.raises(ModelError, match="absent: no such folder"):
-        load_tokenizer(TeacherConfig(model=str(tmp_path / "absent")))
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
-        load(tmp_path)
-
-
-def test_a_teacher_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    make_llama().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="no tokenizer can be loaded"):
-        load_tokenizer(TeacherConfig(model=str(tmp_path)))
-
-
-def test_a_model_whose_head_was_never_trained_is_refused(tmp_path: Path) -> None:
-    BertModel(make_bert().config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"has no weights for classifier\.bias \(2 missing\)"):
-        load(tmp_path, "AutoModelForSequenceClassification", classes=3, label_names=TOPICS)
-
-
-def test_an_architecture_of_another_kind_is_refused(tmp_path: Path) -> None:
-    config = make_llama().config
-    config.model_type = "not-a-model"
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot be loaded as AutoModelForCausalLM"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("labels", "complaint"),
-    [(["a", "b"], "has 3 labels, the data have 2"), (TOPICS[::-1], "set data.label_names")],
-)
-def test_labels_that_are_not_the_datas_are_refused(
-    tmp_path: Path, labels: list[str], complaint: str
-) -> None:
-    make_bert().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=complaint):
-        load(
-            tmp_path,
-            "AutoModelForSequenceClassification",
-            classes=len(labels),
-            label_names=labels,
-        )
-
-
-def test_a_tokenizer_larger_than_the_head_is_refused() -> None:
-    with pytest.raises(ModelError, match="gives 304 logits, the tokenizer has 305 ids"):
-        Teacher(make_llama(), "tokens", 305)
-
-
-def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
-    make_llama().save_pretrained(tmp_path)
-    config = TeacherConfig(model=str(tmp_path), device="gpu")
-    with pytest.raises(ModelError, match="'gpu' cannot be used here"):
-        Teacher.load(config, "AutoModelForCausalLM", "tokens", V)
-
-
-def test_every_byte_is_a_token_of_the_fixture() -> None:
-    assert len(make_tokenizer()) == V
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), tokens=st.integers(1, 200))
