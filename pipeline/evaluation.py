@@ -118,9 +118,11 @@ def _score_batch(logits: Tensor, batch: Mapping[str, Any], examples: Sequence[Ex
 
 
 def _top_choice(targets: Targets) -> tuple[Tensor, Tensor]:
-    """The teacher's first choice, [N] ids and logits."""
-    logit, column = targets.logits.max(dim=1)
-    return targets.ids.gather(1, column[:, None])[:, 0], logit
+    """The teacher's first choice, [N] ids and logits; that of the draws where nothing was kept."""
+    kept = targets.ids.shape[1] > 0
+    ids, logits = (targets.ids, targets.logits) if kept else (targets.draw_ids, targets.draw_logits)
+    logit, column = logits.max(dim=1)
+    return ids.gather(1, column[:, None])[:, 0], logit
 
 
 def _scores(examples: Sequence[Example], **tensors: Tensor) -> Scores:

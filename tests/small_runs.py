@@ -46,7 +46,7 @@ def make_topic_cache(root: Path, **changes: Any) -> Path:
     return _make_cache(
         root,
         {
-            "task": {"name": "sequence-classification"},
+            "task": {"name": "sequence-classification", "max_length": 48},
             "data": {**make_data(root), "carry": ["text", "language"]},
             "hidden": {"layers": [-1], "pooled": True, "dtype": "float32"},
             **changes,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from cache_examples import (
     SIGNALS,
     assert_same,
@@ -131,13 +132,28 @@ def test_a_flipped_byte_in_rows_is_refused_and_never_believed(copy):
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_flipped_byte_in_a_vector_is_refused(copy, name):
+def test_a_flipped_byte_in_a_vector_is_refused_once_it_is_asked_for(copy, name):
     file = copy / f"shards/00001/hidden.zarr/{name}/c/0/0"
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(bytes(content))
+    example = TeacherCache.open(copy)[4]
     with pytest.raises(CacheError, match="shards/00001: cannot be read"):
-        TeacherCache.open(copy)[4]
+        example.hidden[name]
+    for other in SIGNALS.keys() - {name}:
+        assert torch.equal(example.hidden[other], make_example(4, DRAFT).hidden[other])
+
+
+def test_hidden_signals_are_a_mapping_that_reads_no_more_than_is_asked(copy):
+    for file in copy.glob("shards/00001/hidden.zarr/*/c/0/0"):
+        file.write_bytes(bytes(file.stat().st_size))
+    hidden = TeacherCache.open(copy)[4].hidden
+    assert list(hidden) == sorted(SIGNALS) == sorted(hidden.keys())
+    assert (len(hidden), "pooled" in hidden, "layer.7" in hidden) == (3, True, False)
+    with pytest.raises(KeyError, match=r"layer\.7"):
+        hidden["layer.7"]
+    with pytest.raises(CacheError, match="shards/00001"):
+        hidden["pooled"]
 
 
 def test_opening_touches_no_shard(copy):

@@ -1,7 +1,6 @@
 """A run from config to folder: what it learns, what it writes, what it refuses."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from pipeline.cache import TeacherCache, epoch_order
 from pipeline.errors import ConfigError, StillroomError
 from pipeline.runs import read_result
 from pipeline.student import build_student
-from pipeline.tasks import TASKS
 from stages.evaluate import evaluate
 from stages.progress import TrainingProgress
 from stages.train_student import read_cache, train_student
@@ -264,8 +262,6 @@ def test_without_evaluation_a_line_is_shown_at_once() -> None:
 def test_a_teacher_is_trained_from_labels_alone_and_measured_as_it_is_saved(
     cache: Path, tmp_path: Path
 ) -> None:
-    stored = json.loads((cache / "manifest.json").read_text())["identity"]["data"]
-    assert stored["digest"]
     config = TrainTeacherConfig.model_validate(
         {
             "output": str(tmp_path / "teacher"),
@@ -292,7 +288,6 @@ def test_a_teacher_is_trained_from_labels_alone_and_measured_as_it_is_saved(
     run = train_teacher(config)
     model = AutoModelForCausalLM.from_pretrained(run)
     assert model.dtype == torch.float16
-    assert TASKS["causal-lm"] is not None
     result = read_result(run)
     assert result.kind == "teacher"
     assert result.metric("kl_to_teacher") is None

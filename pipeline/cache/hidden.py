@@ -7,7 +7,7 @@ holds. Rows wait until a file is full, so no file is ever written twice. Chunks 
 are not compressed: zstd took 7 % off float16 and doubled the time of a read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,31 @@ class HiddenWriter:
         array[start : start + rows] = values[:rows]
         self._waiting[name] = [values[rows:]]
         self._rows[name] = len(values) - rows
+
+
+class LazySignals(Mapping[str, Tensor]):
+    """The signals of one example, by name, each read when it is first asked for and then kept."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names = tuple(names)
+        self._read = read
+        self._kept: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._kept:
+            if name not in self._names:
+                raise KeyError(name)
+            self._kept[name] = self._read(name)
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 def read_block(group: Any, name: str, block: int) -> np.ndarray:

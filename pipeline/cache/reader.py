@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from pipeline.cache.hidden import CHUNK_ROWS
+from pipeline.cache.hidden import CHUNK_ROWS, LazySignals
 from pipeline.cache.index import find_rows, read_ids, read_split
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.order import epoch_order
@@ -113,7 +113,8 @@ class TeacherCache:
         return self.manifest.num_examples
 
     def __getitem__(self, row: int) -> CachedExample:
-        """Read one example; negative rows count from the end.
+        """Read one example; negative rows count from the end. A hidden signal is read when it is
+        first asked for.
 
         Raises:
             IndexError: outside the cache.
@@ -124,7 +125,7 @@ class TeacherCache:
             raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
         index, local = divmod(at, self.manifest.shard_examples)
         batch, inside = self._batch(index, local)
-        hidden = {name: self._read_hidden(index, local, name) for name in self.manifest.signals}
+        hidden = LazySignals(self.manifest.signals, partial(self._read_hidden, index, local))
         try:
             example = batch.example(inside, hidden)
             found = find_shift(example) if self.manifest.shifted else None
