@@ -26,6 +26,7 @@ from stages.bench.baselines import (
     LiveTrainer,
     forward_all,
     join_rows,
+    join_table,
     open_parquet,
     write_parquet,
 )
@@ -82,12 +83,12 @@ def rows_of(content: dict[str, Any], start: str) -> list[dict[str, Any]]:
     [
         ("capture: top 8 + 2 draws", "tokens/s", 2),
         ("student step from the cache", "ms/step", 2),
-        ("1 student of 400 steps", "s", 1),
-        ("5 students of 400 steps", "s", 1),
+        ("1 student of 320 steps", "s", 1),
+        ("5 students of 320 steps", "s", 1),
         ("top 8 + 2 draws: codec", "bytes/token", 4),
         ("top 16: codec", "bytes/token", 4),
         ("shards of targets", "bytes/token", 2),
-        ("read targets", "tokens/s", 4),
+        ("read targets", "tokens/s", 8),
         ("read one example at random", "µs", 2),
     ],
 )
@@ -252,6 +253,10 @@ def test_parquet_baseline_holds_what_the_cache_holds(setting: Setting) -> None:
     assert torch.equal(theirs["logsumexp"], ours["targets"].logsumexp)
     assert torch.allclose(theirs["logits"].float(), ours["targets"].logits, rtol=1e-3)
     assert torch.equal(theirs["layer.2"].float(), ours["hidden"]["layer.2"])
+    batch = join_table(table.with_format("arrow")[[0, 1]])
+    assert torch.equal(batch["ids"].view_as(ours["targets"].ids), ours["targets"].ids.long())
+    assert torch.equal(batch["logits"].view_as(theirs["logits"]), theirs["logits"].float())
+    assert torch.equal(batch["layer.2"], ours["hidden"]["layer.2"].flatten())
 
 
 def test_bare_forward_pass_is_timed(setting: Setting) -> None:

@@ -125,6 +125,23 @@ def join_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return joined
 
 
+def join_table(table: Any) -> dict[str, Tensor]:
+    """Rows in arrow format as one batch, all end to end, as wide as a loss takes them; no padding.
+
+    The fastest way that `datasets` offers: no Python object is made per row.
+    """
+    joined = {}
+    for name in table.column_names:
+        if name != "example_id":
+            values = table[name].combine_chunks()
+            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+                values = values.flatten()
+            array = values.to_numpy(zero_copy_only=False)
+            kind = np.float32 if array.dtype.kind == "f" else np.int64
+            joined[name] = torch.from_numpy(array.astype(kind))
+    return joined
+
+
 def _columns(rows: Sequence[CachedExample]) -> dict[str, Any]:
     columns: dict[str, Any] = {"example_id": pa.array([row.example_id for row in rows])}
     for name in ("input_ids", "segment_lengths", "target_positions", "label_ids"):

@@ -65,8 +65,8 @@ class BenchConfig(StrictModel):
     captures: int = Field(default=4, ge=1)
     epochs: int = Field(default=4, ge=1)
     reads: int = Field(default=5, ge=1)
-    transfer_tokens: int = 470_000
-    training_steps: int = 400
+    transfer_tokens: int = 295_000
+    training_steps: int = 320
 
     @property
     def targets(self) -> TargetsSpec:
