@@ -17,7 +17,7 @@ from pipeline.examples import CachedExample, Example
 from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.divergences import ForwardKL
 from pipeline.metrics import Metric
-from pipeline.student.quiet import quiet_transformers, without_cache
+from pipeline.student.key_values import without_cache
 from pipeline.targets import UNLABELLED, Targets
 from pipeline.tasks.base import Scores, Task
 
@@ -42,7 +42,7 @@ def score_model(
     for chunk in _chunks(range(rank, len(examples), world_size), batch_size):
         batch_examples = [examples[index] for index in chunk]
         batch = collator(batch_examples)
-        with torch.inference_mode(), without_cache(model), quiet_transformers():
+        with torch.inference_mode(), without_cache(model):
             inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
             logits = model(**inputs).logits.flatten(0, -2)
             logits = logits.index_select(0, batch["target_index"].to(device)).float()

@@ -24,7 +24,7 @@ from pipeline.evaluation import measure, score_model
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
 from pipeline.resuming import cut_curve, last_checkpoint
-from pipeline.student.quiet import quiet_transformers, without_cache
+from pipeline.student.key_values import without_cache
 from pipeline.tasks.base import Scores, Task
 from pipeline.terms import PROJECTIONS
 from pipeline.trainer import DistillationTrainer
@@ -157,7 +157,7 @@ def train_model(
 
     stopping = evaluation.early_stopping
     patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
-    with without_cache(model), quiet_transformers():
+    with without_cache(model):
         trainer = DistillationTrainer(
             model,
             losses,
@@ -175,8 +175,7 @@ def train_model(
     _round_weights(model.eval(), save_dtype)
     scores = score_model(model, final, plain, evaluation.batch_size, **rank)
     if trainer.is_world_process_zero():
-        with quiet_transformers():
-            model.to(save_dtype).save_pretrained(output)
+        model.to(save_dtype).save_pretrained(output)
         tokenizer.save_pretrained(output)
     return Outcome(
         scores=scores,

@@ -41,6 +41,7 @@ from pipeline.teacher import (
     require_isolation,
 )
 from stages.progress import CaptureProgress
+from stages.quiet import quiet_libraries
 
 _SHARD_BYTES = 1 << 29  # answers of a shard in memory, before they are encoded
 # How a capture runs, not what it keeps: free to change from session to session.
@@ -101,6 +102,7 @@ class CacheConfig(StrictModel):
     seed: int = 0
 
 
+@quiet_libraries()
 def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     """Run the teacher over the data and return the folder of the finished cache.
 

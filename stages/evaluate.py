@@ -10,9 +10,11 @@ from pipeline.evaluation import measure, score_model
 from pipeline.metrics import Metric
 from pipeline.runs import read_result
 from pipeline.student import load_model
+from stages.quiet import quiet_libraries
 from stages.train_student import StudentConfig, read_cache
 
 
+@quiet_libraries()
 def evaluate(run: Path, split: str | None = None, device: str = "auto") -> list[Metric]:
     """Measure a finished student on a split of the cache it was trained from.
 

@@ -27,6 +27,7 @@ from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, Outcome, train_model
 from stages.progress import TrainingProgress
+from stages.quiet import quiet_libraries
 
 
 class StudentConfig(StrictModel):
@@ -57,6 +58,7 @@ class StudentConfig(StrictModel):
     seed: int = 0
 
 
+@quiet_libraries()
 def train_student(config: StudentConfig) -> Path:
     """Train the student of a config and return its folder; a finished one is left as it is.
 

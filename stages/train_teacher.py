@@ -26,6 +26,7 @@ from pipeline.tasks import TASKS, Task
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, train_model
 from stages.progress import TrainingProgress
+from stages.quiet import quiet_libraries
 
 
 class NewTokenizer(StrictModel):
@@ -60,6 +61,7 @@ class TrainTeacherConfig(StrictModel):
     seed: int = 0
 
 
+@quiet_libraries()
 def train_teacher(config: TrainTeacherConfig) -> Path:
     """Train the teacher of a config and return its folder; a finished one is left as it is.
 

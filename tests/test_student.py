@@ -22,7 +22,7 @@ from pipeline.config import StrictModel, parse_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
 from pipeline.student import Origin, build_student, freeze, load_model, own_tokenizer
-from pipeline.student.quiet import without_cache
+from pipeline.student.key_values import without_cache
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.sequence_classification import SequenceClassification
 

@@ -3,7 +3,6 @@
 source -> builder, folder, hub or our own -> {source split: Dataset} -> splits -> Opened
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +100,6 @@ def load_named(source: str, name: str | None, subject: str, **options: Any) -> d
     Raises:
         DataError: nothing of that name, or data that cannot be read, with the reason.
     """
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # they would tear the one line of an error
     try:
         loaded = datasets.load_dataset(source, name, **options)
     except ConnectionError as error:

@@ -12,7 +12,6 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.student.probing import require_causal
-from pipeline.student.quiet import quiet_transformers
 from pipeline.tasks.base import Task
 
 
@@ -38,15 +37,14 @@ def load_model(
             set_dropout(config, dropout)
         if task.head == "sequence":
             config.num_labels = num_classes
-        with quiet_transformers():
-            model, found = auto.from_pretrained(
-                name,
-                revision=revision,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+        model, found = auto.from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: cannot be opened as {task.auto_class} ({first})") from error

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.examples import Example
-from pipeline.student.quiet import quiet_transformers, without_cache
+from pipeline.student.key_values import without_cache
 from pipeline.tasks.base import Task
 
 _LENGTH = 6  # tokens per probed document
@@ -30,7 +30,7 @@ def require_causal(model: Any, task: Task, name: str) -> None:
     if task.auto_class != "AutoModelForCausalLM":
         return
     was_training = model.training
-    with without_cache(model.eval()), quiet_transformers():
+    with without_cache(model.eval()):
         plain, later, other = (_logits(model, task, change) for change in ("none", "last", "first"))
     model.train(was_training)
     if _differ(plain[:, : 2 * _LENGTH - 1], later[:, : 2 * _LENGTH - 1]):

@@ -16,14 +16,16 @@ from rich.console import Console
 
 from pipeline.errors import StillroomError
 from pipeline.runs import write_json
-from stages.bench.measuring import describe_machine, show_columns, show_rows, silence_libraries
+from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
+from stages.quiet import quiet_libraries
 
 VERSION = 1
 
 
+@quiet_libraries()
 def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
     """Measure everything, print it, and return what was written to `config.output`.
 
@@ -74,7 +76,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> BenchConfig:
 
 def main() -> None:
     """The command; what a user can mend becomes one line and exit code 1."""
-    silence_libraries()
     try:
         bench(parse_arguments(), Console())
     except StillroomError as error:

@@ -15,9 +15,7 @@ from statistics import median
 from string import ascii_lowercase
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -106,12 +104,6 @@ def finish_device_work() -> None:
     """Wait for the GPU, where there is one: what was only started has not been done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def silence_libraries() -> None:
-    """No progress bars of other libraries between the lines of a table."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def describe_machine() -> dict[str, Any]:
