@@ -4,6 +4,7 @@
   config.yaml         the resolved config
   metrics.jsonl       one line per log: {"step": ..., "split": "train"|"eval", "<name>": value, ...}
   config.json, model.safetensors, tokenizer files, README.md     what from_pretrained opens
+  tensorboard/        where training.report_to asks for it
   checkpoints/        while it trains
   result.json         written last: where it stands, the run is whole
 """

@@ -7,6 +7,7 @@ Used by the stages that train a teacher and a student; neither knows more of tra
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import transformers
 from pydantic import Field
 from torch import nn
+from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 
 from pipeline.batches import Collator, Selection
 from pipeline.config import StrictModel
@@ -97,6 +99,7 @@ def training_arguments(
         "save_steps": evaluation.every or 500,
         "save_total_limit": 1,
         "report_to": "none",
+        "run_name": output.name,
         "disable_tqdm": True,
         "log_level": "error",
         "logging_nan_inf_filter": False,  # the trainer stops at the first of them
@@ -111,9 +114,15 @@ def training_arguments(
         defaults |= _early_stopping_arguments(evaluation)
     fixed = {"output_dir": str(output / "checkpoints")}
     try:
-        return transformers.TrainingArguments(**defaults | dict(settings) | fixed)
+        args = transformers.TrainingArguments(**defaults | dict(settings) | fixed)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {str(error).splitlines()[0]}") from error
+    installed = set(get_available_reporting_integrations())
+    for name in args.report_to:
+        if name not in installed:
+            hint = did_you_mean(name, installed)
+            raise ConfigError(f"training.report_to: {name} is not installed here{hint}; install it")
+    return args
 
 
 def train_model(
@@ -167,7 +176,7 @@ def train_model(
             evaluate_model=measure_curve if evaluation.every else None,
             metrics_file=curve_file,
             seconds_before=seconds_before,
-            callbacks=[*patience, *callbacks],
+            callbacks=[*patience, *_reporters(args, output), *callbacks],
         )
         trainer.train(resume_from_checkpoint=resume)
     seconds = trainer.seconds_training
@@ -188,6 +197,18 @@ def train_model(
         device=str(args.device),
         writes=trainer.is_world_process_zero(),
     )
+
+
+def _reporters(
+    args: transformers.TrainingArguments, output: Path
+) -> list[transformers.TrainerCallback]:
+    """TensorBoard's files beside the curve: the folder of checkpoints, its default, is removed."""
+    if "tensorboard" not in args.report_to or os.getenv("TENSORBOARD_LOGGING_DIR"):
+        return []
+    args.report_to = [name for name in args.report_to if name != "tensorboard"]
+    writer = TensorBoardCallback()
+    writer.logging_dir = str(output / "tensorboard")
+    return [writer]
 
 
 def _early_stopping_arguments(evaluation: EvaluationConfig) -> dict[str, Any]:

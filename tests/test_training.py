@@ -165,6 +165,7 @@ def test_a_run_that_never_began_may_be_configured_anew(cache: Path, tmp_path: Pa
     [
         ({"training": {"lerning_rate": 1.0}}, r"training.lerning_rate: .*mean 'learning_rate'\?"),
         ({"training": {"optim": "adamx"}}, "training: adamx is not a valid Opt"),
+        ({"training": {"report_to": "tensorbord"}}, "report_to: .* did you mean 'tensorboard'"),
         (
             {"freeze": ["model.layer.*"]},
             r"freeze 'model.layer.\*' matches no .* mean 'model.layers",
@@ -246,6 +247,16 @@ def test_a_training_says_one_line_a_log_and_transformers_nothing(
     assert "  held-out loss " in first
     assert first.split("  ")[-2].endswith(" ms/step")
     assert last.endswith("ETA 0:00")
+
+
+def test_tensorboard_gets_every_term_and_keeps_its_file(cache: Path, tmp_path: Path) -> None:
+    training = {"report_to": "tensorboard", "max_steps": 2, "logging_steps": 1}
+    config = make_student_config(cache, tmp_path / "run", training=training)
+    train_student(config)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert content.count(b"term/forward_kl") == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_without_evaluation_a_line_is_shown_at_once() -> None:
