@@ -5,7 +5,7 @@ run folders -> results and curves, their teachers, their caches -> Comparison ->
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,21 +118,37 @@ def _unique_labels(paths: Sequence[Path], runs: Sequence[RunReport]) -> list[str
 
 def _read_teachers(runs: Sequence[RunReport]) -> list[TeacherReport]:
     """The distinct teachers; one whose numbers differ between runs is told apart by the run."""
-    teachers: list[TeacherReport] = []
+    teachers: list[TeacherReport] = []  # under the names that they had in their runs
+    shown: list[str] = []
     for run in runs:
-        raw = run.result.details.get("teacher")
-        if not raw:
+        if not run.result.details.get("teacher"):
             continue
-        metrics = [Metric(**metric) for metric in raw["metrics"]]
-        details = {k: v for k, v in raw.items() if k not in ("name", "parameters", "metrics")}
-        teacher = TeacherReport(raw["name"], raw.get("parameters"), metrics, details)
-        known = any(replace(t, name=raw["name"]) == teacher for t in teachers)
-        if known:
+        teacher = _parse_teacher(run.result.details["teacher"])
+        alike = [i for i, known in enumerate(teachers) if _measured_alike(known, teacher)]
+        if alike:
+            known = teachers[alike[0]]
+            more = [metric for metric in teacher.metrics if metric not in known.metrics]
+            teachers[alike[0]] = replace(known, metrics=[*known.metrics, *more])
             continue
-        if any(t.name == teacher.name for t in teachers):
-            teacher = replace(teacher, name=f"{teacher.name} (for {run.label})")
+        new = all(known.name != teacher.name for known in teachers)
+        shown.append(teacher.name if new else f"{teacher.name} (for {run.label})")
         teachers.append(teacher)
-    return teachers
+    return [replace(t, name=name) for t, name in zip(teachers, shown, strict=True)]
+
+
+def _parse_teacher(raw: Mapping[str, Any]) -> TeacherReport:
+    metrics = [Metric(**metric) for metric in raw["metrics"]]
+    details = {k: v for k, v in raw.items() if k not in ("name", "parameters", "metrics")}
+    return TeacherReport(raw["name"], raw.get("parameters"), metrics, details)
+
+
+def _measured_alike(one: TeacherReport, other: TeacherReport) -> bool:
+    """Whether both say the same of the whole; each run chooses its own slices."""
+    wholes = [
+        (t.name, t.parameters, t.details, [m for m in t.metrics if m.slice == "all"])
+        for t in (one, other)
+    ]
+    return wholes[0] == wholes[1]
 
 
 def _read_caches(runs: Sequence[RunReport]) -> tuple[list[CacheReport], list[str]]:
@@ -182,6 +198,7 @@ def _make_cache_report(
     return CacheReport(
         path=str(cache.path),
         digest=manifest.digest,
+        examples=totals.examples,
         tokens=totals.tokens,
         targets=totals.targets,
         capture_seconds=timing["seconds"] * untimed,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import transformers
+import yaml
 from pydantic import Field
 
 from pipeline.cache import TeacherCache
@@ -107,11 +108,11 @@ def train_student(config: StudentConfig) -> Path:
         config=config.model_dump(mode="json"),
         identity={"cache": manifest.digest},
         model=_describe_model(model, parameters),
-        training=describe_training(outcome),
+        training=describe_training(outcome, len(train)),
         metrics=outcome.metrics,
         details={
             **reading.task.details(outcome.scores),
-            "teacher": _describe_teacher(reading, config.evaluation.split),
+            "teacher": _describe_teacher(reading, config.evaluation),
         },
     )
     if outcome.writes:
@@ -128,11 +129,12 @@ def read_cache(config: StudentConfig) -> Reading:
     return open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
 
 
-def describe_training(outcome: Outcome) -> dict[str, Any]:
-    """What the training took, for result.json."""
+def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:
+    """What the training took, for result.json; `examples` is what an epoch has of them."""
     return {
         "steps": outcome.steps,
         "epochs": outcome.epochs,
+        "examples_seen": round(outcome.epochs * examples),
         "tokens_seen": outcome.tokens,
         "seconds": outcome.seconds,
         "evaluation_seconds": outcome.evaluation_seconds,
@@ -151,15 +153,26 @@ def _describe_model(model: transformers.PreTrainedModel, parameters: int) -> dic
     }
 
 
-def _describe_teacher(reading: Reading, split: str) -> dict[str, Any]:
-    """The teacher on the same held-out examples, from the cache alone."""
+def _describe_teacher(reading: Reading, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """The teacher on the same held-out examples and slices, as far as its cache tells them."""
     cache = reading.cache
-    held_out = Reading(cache, reading.task, reading.tokenizer, None).select(split)
+    held_out = Reading(cache, reading.task, reading.tokenizer, None).select(evaluation.split)
     scores = teacher_scores(held_out)
+    slices = [column for column in evaluation.slices if column in scores.columns]
     teacher = cache.manifest.identity.teacher
     return {
-        "name": str(teacher["architecture"]),
+        "name": _name_teacher(cache),
+        "architecture": teacher["architecture"],
         "parameters": teacher["parameters"],
-        "metrics": [vars(metric) for metric in measure(reading.task, scores)],
+        "metrics": [vars(metric) for metric in measure(reading.task, scores, slices)],
         **reading.task.details(scores),
     }
+
+
+def _name_teacher(cache: TeacherCache) -> str:
+    """The last part of its folder or hub name; a manifest knows a teacher by its content alone."""
+    file = cache.path / "config.yaml"
+    if not file.is_file():
+        return str(cache.manifest.identity.teacher["architecture"])
+    model = yaml.safe_load(file.read_text(encoding="utf-8"))["teacher"]["model"]
+    return Path(model).expanduser().resolve().name

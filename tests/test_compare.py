@@ -1,6 +1,6 @@
 """`compare` on run folders: which runs it finds, what it refuses, what it notes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_runs_keep_their_order_and_the_page_is_written(tmp_path: Path) -> None:
         page = compare(runs, tmp_path / "out" / "report.html", console)
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     printed = capture.get()
-    assert printed.index("│ big") < printed.index("│ b ") < printed.index("│ a ")
+    assert printed.index("teacher big ") < printed.index("\nb ") < printed.index("\na ")
 
 
 def test_a_folder_of_runs_stands_for_its_finished_runs_undistilled_and_small_first(
@@ -92,6 +92,20 @@ def test_a_teacher_of_several_runs_is_one_row(tmp_path: Path) -> None:
     assert (teacher.name, teacher.parameters, teacher.metrics) == ("big", 9, [loss_of(2.0)])
 
 
+def test_runs_with_slices_of_their_own_share_their_teacher(tmp_path: Path) -> None:
+    def teacher(*slices: str) -> dict[str, Any]:
+        metrics = [loss_of(2.0), *(replace(loss_of(2.5), slice=slice) for slice in slices)]
+        return {"name": "big", "parameters": 9, "metrics": [asdict(m) for m in metrics]}
+
+    runs = [
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", teacher=teacher("language=en", "topic=x")),
+        write_run(tmp_path / "c", teacher=teacher("language=en")),
+    ]
+    [found] = read_comparison(runs).teachers
+    assert [m.slice for m in found.metrics] == ["all", "language=en", "topic=x"]
+
+
 def test_a_teacher_measured_differently_is_told_apart_by_the_run(tmp_path: Path) -> None:
     other = {"name": "big", "parameters": 9, "metrics": [asdict(loss_of(2.5))]}
     runs = [
@@ -109,7 +123,7 @@ def test_the_cost_of_a_cache_that_is_still_there_is_read(tmp_path: Path) -> None
     comparison = read_comparison([run])
     [cache] = comparison.caches
     assert (cache.path, cache.digest) == (str(tmp_path / "cache"), digest)
-    assert (cache.tokens, cache.targets) == (3, 1)
+    assert (cache.examples, cache.tokens, cache.targets) == (1, 3, 1)
     assert sum(cache.column_bytes.values()) >= cache.bytes > 0
     assert comparison.notes == []
 

@@ -18,7 +18,7 @@ Details = tuple[str, Mapping[str, Any]]  # a model and what its task found besid
 
 def classes_section(comparison: Comparison) -> Html:
     """F1 per class, teachers first, then each model's report and confusion matrix, folded."""
-    found: list[Details] = [(t.name, t.details) for t in comparison.teachers]
+    found: list[Details] = [(t.label, t.details) for t in comparison.teachers]
     found += [(run.label, run.result.details) for run in comparison.runs]
     models = [(label, details) for label, details in found if details.get(REPORT)]
     if not models:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.report.markup import Html, element, join
 from pipeline.report.model import Comparison
 from pipeline.report.rows import Column, columns_of, decimals_of
-from pipeline.report.svg import SLOTS, Reference, Series, draw_chart, draw_key
+from pipeline.report.svg import SLOTS, Reference, Series, draw_chart, draw_dashes, draw_key
 
 TIME_UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 ABOUT_TEACHER = ("agreement", "kl_to_teacher")  # the teacher's own value says nothing
@@ -87,8 +87,8 @@ def _references(comparison: Comparison, column: Column) -> Sequence[Reference]:
     if column.name in ABOUT_TEACHER:
         return []
     return [
-        Reference(teacher.name, metric.value)
-        for teacher in comparison.teachers
+        Reference(teacher.label, metric.value, number)
+        for number, teacher in enumerate(comparison.teachers)
         for metric in teacher.metrics
         if (metric.name, metric.slice) == (column.name, "all")
     ]
@@ -106,5 +106,9 @@ def _legend(comparison: Comparison) -> Html:
         element("li", draw_key(slot), join(" ", run.label), class_=f"s{slot % SLOTS}")
         for slot, run in enumerate(comparison.runs)
         if run.curve
+    ]
+    items += [
+        element("li", draw_dashes(number), join(" ", teacher.label), class_="is-teacher")
+        for number, teacher in enumerate(comparison.teachers)
     ]
     return element("ul", *items, class_="legend")

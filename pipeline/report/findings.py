@@ -1,6 +1,6 @@
-"""What the numbers say: the verdict, the cost of the cache, the differences between configs.
+"""What the numbers say: the verdict, and the differences between configs.
 
-Comparison -> verdict | live_costs | config_differences
+Comparison -> headline, verdict | config_differences
 """
 
 import json
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.model import CacheReport, Comparison, RunReport
+from pipeline.report.model import Comparison, RunReport
 from pipeline.report.rows import (
     Column,
     columns_of,
@@ -18,15 +18,6 @@ from pipeline.report.rows import (
 from pipeline.report.text import isolate
 
 UNSET = "–"
-
-
-@dataclass(frozen=True)
-class LiveCost:
-    """What one student's training would have asked of a live teacher, by the measured capture."""
-
-    label: str
-    tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,13 +39,13 @@ def primary_column(comparison: Comparison) -> Column | None:
 
 def headline(comparison: Comparison) -> str:
     """What was distilled from what, as a title."""
-    teachers = " and ".join(teacher.name for teacher in comparison.teachers)
+    teachers = " and ".join(teacher.label for teacher in comparison.teachers)
     distilled = sum(run.is_distilled for run in comparison.runs)
     if not distilled or not teachers:
-        return (
-            f"{_number(len(comparison.runs))} run{_s(len(comparison.runs))} compared".capitalize()
-        )
-    return f"{teachers}, distilled into {_number(distilled)} student{_s(distilled)}"
+        count = len(comparison.runs)
+        return f"{spell_number(count)} run{_s(count)} compared".capitalize()
+    into = f"{spell_number(distilled)} student{_s(distilled)}"
+    return f"{teachers[0].upper()}{teachers[1:]}, distilled into {into}"
 
 
 def verdict(comparison: Comparison) -> str:
@@ -80,22 +71,6 @@ def closed_gap(plain: float, distilled: float, teacher: float, column: Column) -
     sign = 1.0 if column.direction == "lower" else -1.0
     distance = sign * (plain - teacher)
     return sign * (plain - distilled) / distance if distance > 0 else None
-
-
-def live_costs(comparison: Comparison, cache: CacheReport) -> list[LiveCost]:
-    """Per distilled student of a cache: tokens seen times the teacher's seconds per token.
-
-    Empty where the forward passes were not timed. Students of labels alone would need no teacher.
-    """
-    if not cache.forward_seconds or not cache.tokens:
-        return []
-    per_token = cache.forward_seconds / cache.tokens
-    costs = []
-    for run in comparison.runs:
-        tokens = run.result.training.get("tokens_seen")
-        if run.is_distilled and tokens and run.result.identity.get("cache") == cache.digest:
-            costs.append(LiveCost(run.label, int(tokens), tokens * per_token))
-    return costs
 
 
 def config_differences(runs: Sequence[RunReport]) -> list[Difference]:
@@ -157,7 +132,7 @@ def _best_alone(comparison: Comparison, column: Column, runs: Sequence[RunReport
     size = f" ({format_count(best.parameters)} parameters)" if best.parameters else ""
     teacher = _teacher_value(comparison, column)
     against = f"; the teacher has {show(teacher)}" if teacher is not None else ""
-    of_these = f"The best of {_number(len(runs))} students, " if len(runs) > 1 else ""
+    of_these = f"The best of {spell_number(len(runs))} students, " if len(runs) > 1 else ""
     return (
         f"{of_these}{_quoted(best)}{size}{',' if of_these else ''} reaches {_named(column)} of"
         f" {show(_value(best, column))} on held-out examples{against}."
@@ -203,6 +178,10 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
         for key, inner in value.items():
             flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
         return flat
+    if isinstance(value, Mapping | list) and not value:
+        return {}  # nothing chosen is the same as nothing said
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return {prefix: ", ".join(str(item) for item in value)}
     return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
 
 
@@ -220,7 +199,8 @@ def _named(column: Column) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _number(count: int) -> str:
+def spell_number(count: int) -> str:
+    """A small count as a word."""
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     return words[count] if count < len(words) else str(count)
 

@@ -44,15 +44,24 @@ class RunReport:
 
 @dataclass(frozen=True)
 class TeacherReport:
-    """A teacher, measured on the same held-out rows as its students.
+    """A teacher, measured on the same held-out examples as its students.
 
-    `details` are the task's extra findings, as in a student's result.
+    Attributes:
+        name: of its folder, or on the hub.
+        parameters: where known.
+        metrics: on the whole and on those slices whose column its cache carries.
+        details: the task's extra findings, as in a student's result.
     """
 
     name: str
     parameters: int | None
     metrics: Sequence[Metric]
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and sentences, where students have names too."""
+        return label_teacher(self.name)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class CacheReport:
     Attributes:
         path: where it lies.
         digest: of its manifest; a run names the cache it was trained from by this.
+        examples: how many the teacher read.
         tokens: input tokens the teacher read.
         targets: positions whose distribution is kept.
         capture_seconds: all of stage one, from the first batch to the last byte.
@@ -72,6 +82,7 @@ class CacheReport:
 
     path: str
     digest: str
+    examples: int
     tokens: int
     targets: int
     capture_seconds: float
@@ -105,3 +116,8 @@ class Comparison:
     def students(self) -> list[RunReport]:
         """The runs that are students."""
         return [run for run in self.runs if run.is_student]
+
+
+def label_teacher(name: str) -> str:
+    """A teacher's name, with the word where the name does not say it."""
+    return name if "teacher" in name.lower() else f"teacher {name}"

@@ -11,13 +11,13 @@ from importlib.resources import files
 
 from pipeline import __version__
 from pipeline.report.classes import classes_section
+from pipeline.report.cost import cost_section
 from pipeline.report.curves import curves_section
 from pipeline.report.findings import headline, verdict
 from pipeline.report.markup import Html, element, join
 from pipeline.report.model import Comparison
 from pipeline.report.sections import (
     comparison_section,
-    cost_section,
     differences_section,
     environment_section,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.metrics import Direction, Metric
-from pipeline.report.model import Comparison
+from pipeline.report.model import Comparison, label_teacher
 
 TITLES = {
     "loss": "Loss",
@@ -37,8 +37,9 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The title with the arrow that points to better."""
-        return f"{self.title} {ARROWS[self.direction]}".rstrip()
+        """The title with the arrow that points to better, which never stands on a line alone."""
+        arrow = ARROWS[self.direction]
+        return f"{self.title}\N{NO-BREAK SPACE}{arrow}" if arrow else self.title
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,15 @@ def columns_of(metrics: Iterable[Metric], slice: str | None = "all") -> list[Col
 def rows_of(comparison: Comparison, slice: str = "all") -> list[Row]:
     """Teachers first, then the students in their order, with what was measured on a slice."""
     rows = [
-        Row(t.name, "teacher", _values(t.metrics, slice, t.parameters, {}))
+        Row(t.label, "teacher", _values(t.metrics, slice, t.parameters, {}))
         for t in comparison.teachers
     ]
     for run in sorted(comparison.runs, key=lambda run: run.is_student):
         values = _values(run.result.metrics, slice, run.parameters, run.result.training)
-        rows.append(Row(run.label, "student" if run.is_student else "teacher", values))
+        if run.is_student:
+            rows.append(Row(run.label, "student", values))
+        else:  # measured by its own training, maybe on other examples
+            rows.append(Row(f"{label_teacher(run.label)} (own run)", "teacher", values))
     return rows
 
 
@@ -117,10 +121,11 @@ def format_cells(rows: Sequence[Row], column: Column) -> list[str]:
     values = [row.values.get(column.name) for row in rows]
     present = [value for value in values if value is not None]
     if column.name == "seconds":
-        return [ABSENT if v is None else format_seconds(v) for v in values]
+        largest = max(present, default=0.0)
+        return [ABSENT if v is None else format_seconds(v, largest) for v in values]
     if column.name in ("parameters", "tokens_seen"):
         divisor, suffix = count_multiple(max(present, default=0))
-        decimals = 2 if suffix else 0
+        decimals = decimals_of_count(suffix)
         return [ABSENT if v is None else f"{v / divisor:,.{decimals}f}{suffix}" for v in values]
     decimals = decimals_of(column.unit, present)
     return [ABSENT if v is None else f"{v:,.{decimals}f}" for v in values]
@@ -147,12 +152,17 @@ def count_multiple(largest: float) -> tuple[float, str]:
 def format_count(value: float) -> str:
     """A count on its own: 4.20 M, 612."""
     divisor, suffix = count_multiple(value)
-    return f"{value / divisor:,.{2 if suffix else 0}f}{suffix}"
+    return f"{value / divisor:,.{decimals_of_count(suffix)}f}{suffix}"
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration: 8.4 s, 3 min 07 s, 2 h 05 min."""
-    if seconds < 60:
+def decimals_of_count(suffix: str) -> int:
+    """Two for millions and more, one for thousands, none for a plain number."""
+    return {"": 0, " k": 1}.get(suffix, 2)
+
+
+def format_seconds(seconds: float, largest: float | None = None) -> str:
+    """A duration: 8.4 s, 3 min 07 s, 2 h 05 min; seconds as minutes beside a `largest` of some."""
+    if seconds < 60 and not (largest is not None and 60 <= largest < 3600):
         return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -1,4 +1,4 @@
-"""The parts of the page that are tables: the comparison, slices, cost, configs, environment.
+"""The parts of the page that are tables: the comparison, the configs, the environment.
 
 Each function takes the Comparison and returns its <section>, or nothing where it has no data.
 """
@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.curves import slot_of
-from pipeline.report.findings import Difference, config_differences, live_costs, primary_column
+from pipeline.report.findings import (
+    Difference,
+    config_differences,
+    primary_column,
+)
 from pipeline.report.markup import Html, element, join, text_in_own_direction
-from pipeline.report.model import CacheReport, Comparison
+from pipeline.report.model import Comparison
 from pipeline.report.rows import (
     ABSENT,
     Row,
     best_rows,
-    format_bytes,
     format_cells,
-    format_count,
     format_seconds,
     rows_of,
     table_columns,
@@ -37,24 +39,19 @@ def comparison_section(comparison: Comparison) -> Html:
     best = {c.name: best_rows(rows, c) for c in columns}
     body = []
     for i, row in enumerate(rows):
-        tds = [_number_cell(cells[c.name][i], i in best[c.name]) for c in columns]
-        body.append(element("tr", _row_heading(comparison, row), *tds, class_=row.role))
+        tds = [
+            _number_cell(cells[c.name][i], i in best[c.name], f"{c.heading} {c.unit}".rstrip())
+            for c in columns
+        ]
+        body.append(element("tr", row_heading(comparison, row), *tds, class_=row.role))
     caption = "↓ lower is better, ↑ higher is better. Underlined: the best student of the column."
     return element(
         "section",
         element("h2", "On held-out examples"),
         _dot_plot(comparison, rows),
-        scrolling(element("thead", element("tr", *head)), element("tbody", *body)),
+        scrolling(element("thead", element("tr", *head)), element("tbody", *body), class_="models"),
         element("p", caption, class_="caption"),
     )
-
-
-def cost_section(comparison: Comparison) -> Html:
-    """What each cache cost, beside what live teaching would have cost the same students."""
-    if not comparison.caches:
-        return Html("")
-    parts = [_cache_cost(comparison, cache) for cache in comparison.caches]
-    return element("section", element("h2", "What the teacher cost"), *parts)
 
 
 def differences_section(comparison: Comparison) -> Html:
@@ -109,18 +106,17 @@ def _text(label: str) -> Html:
     return join(text_in_own_direction(label))
 
 
-def _row_heading(comparison: Comparison, row: Row) -> Html:
+def row_heading(comparison: Comparison, row: Row) -> Html:
     if row.role == "teacher":
-        role = element("span", "teacher", class_="role")
-        return element("th", _text(row.label), role, scope="row")
+        return element("th", _text(row.label), scope="row")
     slot = slot_of(comparison, row.label)
     return element("th", draw_key(slot), _text(row.label), scope="row", class_=_slot_class(slot))
 
 
-def _number_cell(text: str, is_best: bool) -> Html:
+def _number_cell(text: str, is_best: bool, head: str) -> Html:
     if not is_best:
-        return element("td", text, class_="absent" if text == ABSENT else None)
-    return element("td", element("b", text, title="best student"), class_="best")
+        return element("td", text, class_="absent" if text == ABSENT else None, data_head=head)
+    return element("td", element("b", text, title="best student"), class_="best", data_head=head)
 
 
 def _dot_plot(comparison: Comparison, rows: Sequence[Row]) -> Html:
@@ -149,76 +145,6 @@ def _dot_plot(comparison: Comparison, rows: Sequence[Row]) -> Html:
     return element("figure", element("figcaption", column.heading, unit), *lines, class_="dots")
 
 
-def _cache_cost(comparison: Comparison, cache: CacheReport) -> Html:
-    facts = [
-        ("Cache", cache.path),
-        ("Tokens read", format_count(cache.tokens)),
-        ("Distributions kept", format_count(cache.targets)),
-        ("Capture, once", format_seconds(cache.capture_seconds)),
-        ("Size", format_bytes(cache.bytes)),
-        ("Bytes per token", f"{cache.bytes / max(cache.tokens, 1):,.1f}"),
-    ]
-    if cache.forward_seconds is not None:
-        forward = f"{format_seconds(cache.forward_seconds)} of it"
-        facts.insert(4, ("Teacher's forward passes", forward))
-    pairs = [element("div", element("dt", k), element("dd", v)) for k, v in facts]
-    parts = [element("dl", *pairs, class_="facts"), _live_cost(comparison, cache)]
-    if cache.column_bytes:
-        parts.append(_column_bytes(cache))
-    return join(*parts)
-
-
-def _live_cost(comparison: Comparison, cache: CacheReport) -> Html:
-    costs = live_costs(comparison, cache)
-    if not costs or cache.forward_seconds is None:
-        return Html("")
-    total = sum(cost.seconds for cost in costs)
-    per_token = cache.forward_seconds / cache.tokens
-    lead = (
-        f"Computed from the measured capture: every token a distilled student saw, times the"
-        f" teacher's {1e6 * per_token:,.1f} µs of forward pass per token. Students that learn from"
-        " labels alone would need no teacher and are left out."
-    )
-    body = [
-        element(
-            "tr",
-            *(_row_heading(comparison, Row(cost.label, "student", {})),),
-            element("td", format_count(cost.tokens)),
-            element("td", format_seconds(cost.seconds)),
-        )
-        for cost in costs
-    ]
-    for label, seconds in (
-        ("All of them, live", total),
-        ("The cache, once", cache.capture_seconds),
-    ):
-        cells = [element("th", label, scope="row"), element("td", "")]
-        body.append(element("tr", *cells, element("td", format_seconds(seconds)), class_="total"))
-    headings = ("", "Tokens seen", "Live teacher")
-    head = element("tr", *(element("th", text, scope="col") for text in headings))
-    heading = element("h3", "Had the teacher taught live")
-    table = scrolling(element("thead", head), element("tbody", *body), class_="narrow")
-    return join(heading, element("p", lead, class_="lead"), table)
-
-
-def _column_bytes(cache: CacheReport) -> Html:
-    largest = max(*cache.column_bytes.values(), 1)
-    body = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            element("td", f"{count / max(cache.tokens, 1):,.2f}"),
-            element("td", format_bytes(count)),
-            element("td", element("i", "", style=f"width:{100 * count / largest:.1f}%")),
-        )
-        for name, count in sorted(cache.column_bytes.items(), key=lambda item: -item[1])
-    ]
-    headings = ("Column", "Bytes per token", "Size", "")
-    head = element("tr", *(element("th", text, scope="col") for text in headings))
-    table = scrolling(element("thead", head), element("tbody", *body), class_="narrow bars")
-    return join(element("h3", "Where the bytes are"), table)
-
-
 def _side_by_side(comparison: Comparison, facts: Sequence[Difference]) -> Html:
     labels = [run.label for run in comparison.runs]
     head = element("tr", element("th", "", scope="col"), *run_headings(comparison, labels))
@@ -228,7 +154,8 @@ def _side_by_side(comparison: Comparison, facts: Sequence[Difference]) -> Html:
             cells = [element("td", fact.values[0], colspan=len(fact.values), class_="shared")]
         else:
             cells = [
-                element("td", v, class_="absent" if v == ABSENT else None) for v in fact.values
+                element("td", v, class_="absent" if v == ABSENT else None, data_head=label)
+                for v, label in zip(fact.values, labels, strict=True)
             ]
         body.append(element("tr", element("th", fact.key, scope="row"), *cells))
     return scrolling(element("thead", head), element("tbody", *body), class_="texts")
@@ -244,7 +171,7 @@ def _fact(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.6g}"
+        return f"{value:,.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_fact(k, v)}" for k, v in value.items())
     return json.dumps(value, ensure_ascii=False)

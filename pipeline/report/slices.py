@@ -25,9 +25,9 @@ LANGUAGE_COLUMNS = ("language", "lang", "locale")  # the page adds the language'
 
 
 def slices_section(comparison: Comparison) -> Html:
-    """Every sliced column: the metric of the verdict open, the others folded; empty without any."""
-    metrics = [m for t in comparison.teachers for m in t.metrics]
-    metrics += [m for run in comparison.runs for m in run.result.metrics]
+    """Every sliced column: the metric of the verdict and macro-F1 open, the others folded."""
+    metrics = [m for run in comparison.runs for m in run.result.metrics]
+    metrics += [m for t in comparison.teachers for m in t.metrics]
     by_column: dict[str, list[str]] = {}
     for metric in metrics:
         column, separator, _ = metric.slice.partition("=")
@@ -65,21 +65,35 @@ def _sliced(
     known = set(slices)
     columns = columns_of((m for m in metrics if m.slice in known), slice=None)
     primary = primary_column(comparison)
-    columns.sort(key=lambda column: primary is None or column.name != primary.name)
+    first = [primary.name] if primary is not None else []
+    columns.sort(key=lambda column: (column.name not in first, column.name != "macro_f1"))
     tables = []
-    for i, column in enumerate(columns):
+    for column in columns:
         unit = element("span", f" {column.unit}", class_="unit") if column.unit else Html("")
         summary = element("summary", column.heading, unit)
-        tables.append(
-            element("details", summary, _slice_table(comparison, name, slices, column), open=i == 0)
-        )
-    lead = f"{len(slices)} slices. The darker the better; underlined: the best student of the row."
+        table = _slice_table(comparison, name, slices, column)
+        is_open = column.name in (*first, "macro_f1")
+        tables.append(element("details", summary, table, open=is_open))
+    lead = "The darker the better; underlined: the best student of the row."
+    lead = " ".join([lead, *_partly_measured(comparison, slices)])
     return element(
         "section",
         element("h2", join("By ", text_in_own_direction(name))),
         element("p", lead, class_="lead"),
         *tables,
     )
+
+
+def _partly_measured(comparison: Comparison, slices: Sequence[str]) -> list[str]:
+    """A sentence for each teacher that was asked about some of the slices only."""
+    sentences = []
+    for teacher in comparison.teachers:
+        measured = {metric.slice for metric in teacher.metrics}
+        own = [slice.partition("=")[2] for slice in slices if slice in measured]
+        if 0 < len(own) < len(slices):
+            read = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
+            sentences.append(f"The cache asked {teacher.label} about {read} alone.")
+    return sentences
 
 
 def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], column: Column) -> Html:

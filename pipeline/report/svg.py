@@ -15,6 +15,7 @@ from pipeline.report.markup import Html, element, join
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
 SLOTS = 7
+DASHES = ("5 4", "9 3 2 3", "2 3")
 MARKERS = (  # drawn around the origin, about 8 units across
     "M-3.4,0a3.4,3.4 0 1,0 6.8,0a3.4,3.4 0 1,0 -6.8,0Z",
     "M-3,-3H3V3H-3Z",
@@ -35,10 +36,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Reference:
-    """A value that does not change over training."""
+    """A value that does not change over training; `number` picks its dashes."""
 
     label: str
     value: float
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def draw_chart(
     Args:
         title: what is drawn, for screen readers.
         series: runs; one without points is left out.
-        references: dashed horizontal lines, labelled in place.
+        references: dashed horizontal lines; the legend names them.
         x_title: the horizontal axis' title with its unit.
         y_digits: decimals of the values shown when pointing at a point.
     """
@@ -127,6 +129,12 @@ def draw_key(slot: int) -> Html:
     line = element("line", x1=0, x2=26, y1=6, y2=6, class_="line")
     group = element("g", line, marker(slot, 13, 6), class_=f"series s{slot % SLOTS}")
     return element("svg", group, class_="key", viewBox="0 0 26 12", aria_hidden="true")
+
+
+def draw_dashes(number: int) -> Html:
+    """A reference's line on its own, for the legend."""
+    line = _dashes(number, 0, 26, 6)
+    return element("svg", line, class_="key", viewBox="0 0 26 12", aria_hidden="true")
 
 
 def marker(slot: int, x: float, y: float, *children: str, **attributes: object) -> Html:
@@ -173,12 +181,14 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[Html]:
 
 def _reference(reference: Reference, y_axis: Axis) -> Html:
     y = y_axis.at(reference.value)
-    line = element(
-        "line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="reference"
-    )
-    above = y - 5 if y - TOP > 12 else y + 13
-    label = element("text", reference.label, x=LEFT + 4, y=f"{above:.1f}", class_="reference-label")
-    return element("g", line, label)
+    title = element("title", reference.label)
+    return _dashes(reference.number, LEFT, WIDTH - RIGHT, f"{y:.1f}", title)
+
+
+def _dashes(number: int, start: float, end: float, y: float | str, *children: str) -> Html:
+    dashes = DASHES[number % len(DASHES)]
+    ends = {"x1": start, "x2": end, "y1": y, "y2": y}
+    return element("line", *children, **ends, stroke_dasharray=dashes, class_="reference")
 
 
 def _line(series: Series, x_axis: Axis, y_axis: Axis, digits: int) -> Html:
