@@ -33,7 +33,8 @@ class Result:
         config: the resolved config.
         identity: digests of what it was trained on; `cache` (manifest digest) for a student.
         model: architecture name, parameters (count), layers, hidden_size where known.
-        training: steps, epochs, examples_seen, tokens_seen, seconds (training only), device, threads.
+        training: steps, epochs, examples_seen, tokens_seen, seconds (training only), device,
+            threads.
         metrics: on the held-out split, for the whole and per slice.
         details: the task's extra findings, for instance a confusion matrix; shown as they are.
     """

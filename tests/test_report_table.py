@@ -78,6 +78,12 @@ def test_a_value_that_is_missing_or_not_finite_is_shown_as_absent() -> None:
     assert format_cells(rows_of(comparison), loss) == ["–", "2.000"]
 
 
+def test_a_small_student_beside_a_large_teacher_keeps_its_size() -> None:
+    comparison = Comparison([make_run("a", [])], [TeacherReport("big", 8_190_000_000, [])])
+    [parameters] = [c for c in table_columns(comparison) if c.name == "parameters"]
+    assert format_cells(rows_of(comparison), parameters) == ["8.19 B", "610.0 k"]
+
+
 def test_the_stars_of_the_table_mark_the_best_students() -> None:
     printed = text_of(three_students())
     assert "3.410*" in printed and "49.0*" in printed

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.report.markup import Html, element, join, text_in_own_direction
 from pipeline.report.model import Comparison
-from pipeline.report.sections import run_headings, scrolling
+from pipeline.report.sections import heat_class, run_headings, scrolling
 from pipeline.report.slices import heat_cell, shades
 
 REPORT = "classification_report"
@@ -47,7 +47,8 @@ def _f1_table(comparison: Comparison, models: Sequence[Details]) -> Html:
     ]
     headings = run_headings(comparison, [label for label, _ in models])
     head = element("tr", element("th", "class", scope="col"), *headings)
-    return scrolling(element("thead", head), element("tbody", *body), class_="heat")
+    heat = heat_class(len(models))
+    return scrolling(element("thead", head), element("tbody", *body), class_=heat)
 
 
 def _model_details(label: str, details: Mapping[str, Any]) -> Html:

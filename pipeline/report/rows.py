@@ -117,7 +117,7 @@ def best_rows(rows: Sequence[Row], column: Column) -> set[int]:
 
 
 def format_cells(rows: Sequence[Row], column: Column) -> list[str]:
-    """The text of a column's cells, all with the same decimals and multiple."""
+    """The text of a column's cells, with the same decimals and, where they allow, multiple."""
     values = [row.values.get(column.name) for row in rows]
     present = [value for value in values if value is not None]
     if column.name == "seconds":
@@ -126,6 +126,8 @@ def format_cells(rows: Sequence[Row], column: Column) -> list[str]:
     if column.name in ("parameters", "tokens_seen"):
         divisor, suffix = count_multiple(max(present, default=0))
         decimals = decimals_of_count(suffix)
+        if min(present, default=divisor) < divisor / 20:  # a small one would read as 0.00
+            return [ABSENT if v is None else format_count(v) for v in values]
         return [ABSENT if v is None else f"{v / divisor:,.{decimals}f}{suffix}" for v in values]
     decimals = decimals_of(column.unit, present)
     return [ABSENT if v is None else f"{v:,.{decimals}f}" for v in values]
@@ -163,7 +165,7 @@ def decimals_of_count(suffix: str) -> int:
 def format_seconds(seconds: float, largest: float | None = None) -> str:
     """A duration: 8.4 s, 3 min 07 s, 2 h 05 min; seconds as minutes beside a `largest` of some."""
     if seconds < 60 and not (largest is not None and 60 <= largest < 3600):
-        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1e3 * seconds:.1f} ms"
+        return f"{seconds:.1f} s" if seconds >= 0.1 or seconds == 0 else f"{1e3 * seconds:.1f} ms"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

@@ -87,6 +87,11 @@ def scrolling(*parts: Html, class_: str = "") -> Html:
     return element("div", element("table", *parts, class_=class_ or None), class_="scroll")
 
 
+def heat_class(models: int) -> str:
+    """The class of a heat map; the headings of many models stand upright."""
+    return "heat many" if models > 7 else "heat"
+
+
 def run_headings(comparison: Comparison, labels: Sequence[str]) -> list[Html]:
     """Column headings with the runs' own marks; a label that is no run has none."""
     known = {run.label for run in comparison.runs}

@@ -19,7 +19,7 @@ from pipeline.report.rows import (
     decimals_of,
     rows_of,
 )
-from pipeline.report.sections import run_headings, scrolling
+from pipeline.report.sections import heat_class, run_headings, scrolling
 
 LANGUAGE_COLUMNS = ("language", "lang", "locale")  # the page adds the language's own name to these
 
@@ -113,7 +113,9 @@ def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], colum
     last = element("th", "Mean of slices", scope="row")
     body.append(element("tr", last, *cells, class_="total"))
     head = element("tr", element("th", name, scope="col"), *run_headings(comparison, labels))
-    return scrolling(element("thead", head), element("tbody", *body), class_="heat")
+    return scrolling(
+        element("thead", head), element("tbody", *body), class_=heat_class(len(labels))
+    )
 
 
 def _measured_rows(
