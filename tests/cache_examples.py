@@ -24,7 +24,7 @@ def make_draft(num_examples: int, **changes: Any) -> Draft:
     settings: dict[str, Any] = {
         "identity": Identity(**{part: {"digest": f"{part}-digest"} for part in parts}),
         "task": {"name": "causal-lm"},
-        "targets": TargetsSpec(top_k=8, tail_draws=3, temperatures=(1.0, 2.0), codec="exact"),
+        "targets": TargetsSpec(top_k=8, tail_draws=3, temperatures=(1.0, 2.0), codec="lossless"),
         "num_classes": 50,
         "shifted": True,
         "signals": {},

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from pipeline.cache import CacheWriter, Draft, Identity, TargetsSpec
-from pipeline.cache.codecs import Exact
+from pipeline.cache.codecs import Lossless
 from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED, Targets
 
@@ -52,7 +52,7 @@ def write_cache(
             teacher={**identity, "name": "a-teacher"},
         ),
         task={"name": "causal-lm" if shifted else "sequence-classification"},
-        targets=TargetsSpec(top_k=targets.ids.shape[1], codec=Exact()),
+        targets=TargetsSpec(top_k=targets.ids.shape[1], codec=Lossless()),
         num_classes=targets.num_classes,
         shifted=shifted,
         label_names=label_names,

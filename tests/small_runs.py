@@ -58,7 +58,7 @@ def _make_cache(root: Path, settings: dict[str, Any]) -> Path:
     config = {
         "output": str(root / "cache"),
         "teacher": {"model": str(root / "teacher")},
-        "targets": {"top_k": "all", "temperatures": [1.0, 2.0], "codec": "exact"},
+        "targets": {"top_k": "all", "temperatures": [1.0, 2.0], "codec": "lossless"},
         "batch": {"tokens": 256},
         "shard": {"examples": 16},
         **settings,

@@ -101,13 +101,13 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def make_config(root: Path, folder: Path, data: Path, **changes: Any) -> CacheConfig:
-    """A cache of a language model in root/cache: 8 kept, 3 drawn, exact codec."""
+    """A cache of a language model in root/cache: 8 kept, 3 drawn, lossless."""
     settings: dict[str, Any] = {
         "output": root / "cache",
         "task": {"name": "causal-lm", "block_size": 32},
         "data": {"source": str(data), "columns": {}, "carry": ["language"]},
         "teacher": {"model": str(folder)},
-        "targets": {"top_k": 8, "tail_draws": 3, "temperatures": [1.0, 2.0], "codec": "exact"},
+        "targets": {"top_k": 8, "tail_draws": 3, "temperatures": [1.0, 2.0], "codec": "lossless"},
         "batch": {"tokens": 128},
         "shard": {"examples": 6},
     }

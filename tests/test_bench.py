@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.batches import Collator
 from pipeline.cache import TargetsSpec
-from pipeline.cache.codecs import Exact, Half
+from pipeline.cache.codecs import Lossless, Steps
 from pipeline.student import FromScratch
 from pipeline.training import EvaluationConfig, training_arguments
 from stages.bench import bench, parse_arguments
@@ -85,8 +85,8 @@ def rows_of(content: dict[str, Any], start: str) -> list[dict[str, Any]]:
         ("student step from the cache", "ms/step", 2),
         ("1 student of 320 steps", "s", 1),
         ("5 students of 320 steps", "s", 1),
-        ("top 8 + 2 draws: codec", "bytes/token", 4),
-        ("top 16: codec", "bytes/token", 4),
+        ("top 8 + 2 draws: codec", "bytes/token", 3),
+        ("top 16: codec", "bytes/token", 3),
         ("shards of targets", "bytes/token", 2),
         ("read targets", "tokens/s", 8),
         ("read one example at random", "µs", 2),
@@ -140,7 +140,7 @@ def test_columns_add_up_to_the_bytes_per_token_with_inputs(content: dict[str, An
     columns = content["columns"]["top 8 + 2 draws: steps"]
     assert sum(columns.values()) == pytest.approx(whole["measured"])
     assert whole["baseline"] == 6 * 10
-    assert len(content["columns"]) == 6
+    assert len(content["columns"]) == 4
 
 
 def test_sides_take_turns_after_a_warm_up_that_does_not_count() -> None:
@@ -200,10 +200,10 @@ def test_quick_takes_less_of_everything_and_json_names_the_file() -> None:
 
 def test_recoding_gives_the_bytes_of_a_capture_with_that_codec(setting: Setting) -> None:
     targets = setting.config.targets
-    setting.capture("exact", targets.model_copy(update={"codec": Exact()}))
-    setting.capture("half", targets.model_copy(update={"codec": Half()}))
-    recoded = recode(setting.open("exact"), setting.folder / "recoded", Half())
-    direct = read_files(setting.folder / "half")
+    setting.capture("lossless", targets.model_copy(update={"codec": Lossless()}))
+    setting.capture("steps", targets.model_copy(update={"codec": Steps()}))
+    recoded = recode(setting.open("lossless"), setting.folder / "recoded", Steps())
+    direct = read_files(setting.folder / "steps")
     assert read_files(recoded.path) == {
         name: bytes_ for name, bytes_ in direct.items() if not name.startswith("tokenizer")
     }
@@ -240,7 +240,7 @@ def test_live_baseline_of_a_student_that_is_the_teacher_is_its_cross_entropy(
 
 
 def test_parquet_baseline_holds_what_the_cache_holds(setting: Setting) -> None:
-    spec = TargetsSpec(top_k=8, tail_draws=2, temperatures=(1.0, 2.0), codec=Exact())
+    spec = TargetsSpec(top_k=8, tail_draws=2, temperatures=(1.0, 2.0), codec=Lossless())
     setting.capture("cache", spec, (-1,))
     cache = setting.open("cache")
     table = open_parquet(write_parquet(cache, setting.folder / "a.parquet"), setting.folder)

@@ -143,7 +143,7 @@ def test_another_draft_is_refused_with_the_fields(tmp_path, finished):
         CacheWriter(tmp_path, DRAFT)
     tokenizer = {"digest": "ab" * 32, "size": 9}
     identity = DRAFT.identity.model_copy(update={"tokenizer": tokenizer})
-    targets = TargetsSpec(top_k=9, temperatures=(2.0,), codec="exact")
+    targets = TargetsSpec(top_k=9, temperatures=(2.0,), codec="lossless")
     other = make_draft(10, signals=SIGNALS, identity=identity, targets=targets)
     with pytest.raises(MismatchError) as caught:
         CacheWriter(tmp_path, other)

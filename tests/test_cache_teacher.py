@@ -76,7 +76,7 @@ def test_the_loss_from_the_cache_is_the_teachers_own(
 def test_with_every_class_kept_the_cache_is_the_dense_softmax(
     tmp_path: Path, teacher: Path, data: Path
 ) -> None:
-    targets = {"top_k": "all", "temperatures": [1.0, 2.0], "codec": "exact"}
+    targets = {"top_k": "all", "temperatures": [1.0, 2.0], "codec": "lossless"}
     cache = run(make_config(tmp_path, teacher, data, targets=targets))
     example = cache[0]
     assert example.targets.ids.shape[1] == 300
@@ -145,7 +145,7 @@ def test_a_classifier_is_cached_with_its_label_names_and_pooled_vectors(
         teacher,
         data,
         task={"name": "sequence-classification", "max_length": 32},
-        targets={"top_k": "all", "codec": "exact"},
+        targets={"top_k": "all", "codec": "lossless"},
         hidden={"layers": [-1], "pooled": True, "dtype": "float32"},
     )
     cache = run(config)
@@ -200,7 +200,7 @@ def test_a_teacher_that_was_trained_on_no_longer_fits_its_finished_cache(
     ("changes", "field"),
     [
         ({"seed": 4}, "seed"),
-        ({"targets": {"top_k": 4, "codec": "exact"}}, r"targets\.top_k"),
+        ({"targets": {"top_k": 4, "codec": "lossless"}}, r"targets\.top_k"),
         ({"task": {"name": "causal-lm", "block_size": 16}}, r"task\.block_size"),
     ],
 )

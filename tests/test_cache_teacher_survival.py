@@ -49,7 +49,7 @@ def run(config: CacheConfig) -> TeacherCache:
 def test_a_disk_that_is_full_stops_the_stage_and_costs_only_the_shard_under_way(
     tmp_path: Path, teacher: Path, data: Path
 ) -> None:
-    targets = {"top_k": "all", "codec": "exact"}
+    targets = {"top_k": "all", "codec": "lossless"}
     rows = make_rows(COUNT)
     rows[3]["text"] = rows[3]["text"] * 30  # several blocks, so that a later shard is the largest
     short = [{**row, "text": row["text"][:30]} for row in rows[:3]]

@@ -8,18 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CODECS, Codec, TargetsSpec
-from pipeline.cache.codecs import Entries, Layout, Steps
+from pipeline.cache.codecs import Entries, Layout, Lossless, Steps
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 
+TEMPERATURES = (0.5, 1.0, 2.0)
 LAYOUTS = [
-    Layout(1, 1, 0),
-    Layout(7, 7, 0),
-    Layout(50, 0, 5),
-    Layout(300, 20, 4),
-    Layout(32_000, 12, 0),
-    Layout(128_256, 64, 16),
-    Layout(2**20, 50, 30),
+    Layout(1, 1, 0, TEMPERATURES),
+    Layout(2, 1, 0, TEMPERATURES),
+    Layout(7, 7, 0, TEMPERATURES),
+    Layout(50, 0, 5, TEMPERATURES),
+    Layout(256, 256, 0, TEMPERATURES),
+    Layout(257, 20, 4, TEMPERATURES),
+    Layout(4_096, 2_000, 0, TEMPERATURES),
+    Layout(2**16, 12, 0, TEMPERATURES),
+    Layout(2**16 + 1, 8, 4, TEMPERATURES),
+    Layout(128_256, 64, 16, TEMPERATURES),
+    Layout(151_669, 0, 12, TEMPERATURES),
+    Layout(2**20, 50, 30, TEMPERATURES),
 ]
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**32 - 1)
@@ -28,7 +34,7 @@ codecs = pytest.mark.parametrize("codec", [codec() for codec in CODECS.values()]
 
 
 def make_entries(layout: Layout, seed: int, scale: float, rows: int = 9) -> Entries:
-    """Random entries: kept ids distinct and above the draws, draws repeating."""
+    """Random entries: kept ids distinct and above the draws, draws repeating, a tail below all."""
     rng = np.random.default_rng(seed)
     size = layout.top_k + max(1, layout.tail_draws // 2) * bool(layout.tail_draws)
     ids = np.stack([rng.choice(layout.num_classes, size, replace=False) for _ in range(rows)])
@@ -36,11 +42,19 @@ def make_entries(layout: Layout, seed: int, scale: float, rows: int = 9) -> Entr
     logits = logits.astype(np.float32)
     pick = rng.integers(layout.top_k, max(size, layout.top_k + 1), (rows, layout.tail_draws))
     order = rng.permuted(np.tile(np.arange(layout.top_k), (rows, 1)), axis=1)
+    tail = layout.num_classes - size
+    rest = np.log(tail * rng.uniform(0.01, 1, rows)) if tail else np.full(rows, -np.inf)
+    lowest = logits[:, -1:].astype(np.float64)
+    lse = [
+        np.logaddexp(log_sum_exp(logits / t), lowest[:, 0] / t + rest) for t in layout.temperatures
+    ]
     return Entries(
         ids=np.take_along_axis(ids, order, axis=1),
         logits=np.take_along_axis(logits, order, axis=1),
         draw_ids=np.take_along_axis(ids, pick, axis=1),
         draw_logits=np.take_along_axis(logits, pick, axis=1),
+        logsumexp=np.stack(lse, axis=1).astype(np.float32),
+        label_log_probs=(logits[:, -1] - lse[layout.temperatures.index(1.0)]).astype(np.float32),
     )
 
 
@@ -50,6 +64,7 @@ def by_id(ids: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def round_trip(codec: Codec, entries: Entries, layout: Layout) -> Entries:
+    codec = codec.resolve(layout.top_k)
     return codec.decode(codec.encode(entries, layout), layout)
 
 
@@ -64,31 +79,36 @@ def log_sum_exp(logits: np.ndarray) -> np.ndarray:
 def test_ids_come_back_with_their_logits(codec, layout, seed, scale):
     entries = make_entries(layout, seed, scale)
     found = round_trip(codec, entries, layout)
-    parts = [("ids", "logits"), ("draw_ids", "draw_logits")]
-    for ids_name, logits_name in parts:
+    for ids_name, logits_name in (("ids", "logits"), ("draw_ids", "draw_logits")):
         ids, logits = by_id(getattr(entries, ids_name), getattr(entries, logits_name))
+        decoded = getattr(found, logits_name)
         np.testing.assert_array_equal(getattr(found, ids_name), ids)
         assert getattr(found, ids_name).dtype == np.int64
-        assert getattr(found, logits_name).dtype == np.float32
-        if codec.name == "exact":
-            np.testing.assert_array_equal(getattr(found, logits_name), logits)
+        assert decoded.dtype == np.float32
+        if codec.name == "lossless":
+            np.testing.assert_array_equal(decoded, logits)
+            continue
+        one = layout.temperatures.index(1.0)
+        log_probs = logits.astype(np.float64) - entries.logsumexp[:, one, None]
+        if logits_name == "draw_logits":
+            log_probs += found.logsumexp[:, one, None]
+            promised = 1 / 8 + np.maximum(-255 / 4 - log_probs, 0) + np.maximum(log_probs, 0)
         else:
-            error = np.abs(getattr(found, logits_name).astype(np.float64) - logits)
-            assert (error <= promised_error(codec, entries, logits)).all()
+            promised = promised_rounding(codec.resolve(layout.top_k).levels, log_probs)
+        float32 = 1e-6 * (1 + np.abs(logits))
+        assert (np.abs(decoded - log_probs) <= promised + float32).all()
 
 
-def promised_error(codec: Codec, entries: Entries, logits: np.ndarray) -> np.ndarray:
-    """Rounding at a logit's own depth, plus at most as much for the head, plus float32 itself."""
-    kept = entries.logits if entries.logits.size else entries.draw_logits
-    top = kept.max(axis=1, keepdims=True).astype(np.float64)
-    depth = np.maximum(top - logits, 0.0)
-    float32 = 4e-7 * (np.abs(top) + depth) + 1e-6
-    if codec.name == "half":
-        return (depth + 1) * 2.0**-10 + float32
-    step = codec.step
-    reach = 2 * np.expm1(255 * step / 2)
-    rounding = 1.1 * step * (0.5 + depth / 4)
-    return np.where(depth > reach, depth - reach, rounding) + 1.1 * step + float32
+def promised_rounding(levels: int, log_probs: np.ndarray) -> np.ndarray:
+    """Half a level at the entry's own depth; a whole one more where it would be the highest's."""
+    root = np.floor(levels * np.exp(np.minimum(log_probs, 0) / 4))
+    width = np.where(root > 1, -4 * np.log1p(-1 / np.maximum(root, 2)), 4 * np.log(2))
+    reach = 4 * np.log(levels) + 96
+    highest = log_probs.max(axis=1, keepdims=True, initial=-np.inf)
+    near = log_probs > highest - 1.5 * width
+    # What rounds to more than 1 counts as 1, and what lies below the reach as the reach.
+    beyond = np.maximum(log_probs, 0) + np.maximum(-reach - log_probs, 0)
+    return width * (0.501 + near) + beyond
 
 
 @codecs
@@ -106,14 +126,34 @@ def test_the_first_choice_never_changes(codec, layout, seed, scale):
 
 @codecs
 @settings(max_examples=60, deadline=None)
-@given(layout=layouts, seed=seeds, scale=scales)
-def test_kept_mass_at_temperature_one_stays(codec, layout, seed, scale):
+@given(layout=layouts, seed=seeds, scale=st.sampled_from([0.0, 1e-6, 0.01, 1.0, 5.0]))
+def test_kept_mass_stays_and_the_tail_never_shrinks(codec, layout, seed, scale):
     entries = make_entries(layout, seed, scale)
     if layout.top_k:
         found = round_trip(codec, entries, layout)
-        drift = log_sum_exp(found.logits) - log_sum_exp(entries.logits)
-        float32 = 2e-7 * np.abs(entries.logits).max()
-        assert (np.abs(drift) < 1e-5 + float32).all()
+        for index, temperature in enumerate(layout.temperatures):
+            before = log_sum_exp(entries.logits / temperature) - entries.logsumexp[:, index]
+            after = log_sum_exp(found.logits / temperature) - found.logsumexp[:, index]
+            float32 = 1e-6 * (1 + np.abs(entries.logits).max() / temperature)
+            assert (np.exp(after) <= np.exp(before) + float32).all()
+            assert (np.exp(after) >= np.exp(before) - 5e-4 - float32).all()
+
+
+@codecs
+@settings(max_examples=40, deadline=None)
+@given(layout=layouts, seed=seeds, scale=st.sampled_from([0.0, 0.01, 1.0, 5.0]))
+def test_what_there_is_one_of_in_a_target_stays(codec, layout, seed, scale):
+    entries = make_entries(layout, seed, scale)
+    found = round_trip(codec, entries, layout)
+    error = np.abs(found.label_log_probs - entries.label_log_probs)
+    assert found.label_log_probs.dtype == found.logsumexp.dtype == np.float32
+    assert (error <= (0 if codec.name == "lossless" else 1 / 256 + 1e-5)).all()
+    if layout.top_k == 0:
+        one = layout.temperatures.index(1.0)
+        for index, temperature in enumerate(layout.temperatures):
+            truth = entries.logsumexp[:, index] - entries.logsumexp[:, one] / temperature
+            ours = found.logsumexp[:, index] - found.logsumexp[:, one] / temperature
+            np.testing.assert_allclose(ours, truth, atol=5e-4 + 1e-4)
 
 
 @codecs
@@ -121,6 +161,7 @@ def test_kept_mass_at_temperature_one_stays(codec, layout, seed, scale):
 @given(layout=layouts, seed=seeds)
 def test_a_target_is_encoded_alike_in_any_company(codec, layout, seed):
     entries = make_entries(layout, seed, 3.0)
+    codec = codec.resolve(layout.top_k)
     together = codec.encode(entries, layout)
     parts = [
         codec.encode(Entries(*(getattr(entries, f.name)[rows] for f in fields(Entries))), layout)
@@ -135,81 +176,111 @@ def test_a_target_is_encoded_alike_in_any_company(codec, layout, seed):
         )
 
 
+def make_row(ids: list[int], logits: list[float], draws: dict[int, float], mass: float) -> Entries:
+    """One target at T = 1 whose kept entries hold that share of the mass."""
+    kept = np.array([logits], dtype=np.float32)
+    return Entries(
+        ids=np.array([ids]),
+        logits=kept,
+        draw_ids=np.array([list(draws)], dtype=np.int64),
+        draw_logits=np.array([list(draws.values())], dtype=np.float32),
+        logsumexp=(log_sum_exp(kept) - np.log(mass)).astype(np.float32)[:, None],
+        label_log_probs=np.zeros(1, dtype=np.float32),
+    )
+
+
 @codecs
 def test_no_id_width_wraps(codec):
-    ids = np.array([[2**20 - 1, 0, 151_645, 131_072, 2**16 - 1, 2**16, 255, 256]])
-    logits = np.arange(8, dtype=np.float32)[None]
-    none = np.zeros((1, 0))
-    layout = Layout(2**20, 8, 0)
-    found = round_trip(codec, Entries(ids, logits, none.astype(int), none), layout)
-    np.testing.assert_array_equal(found.ids, np.sort(ids))
+    ids = [2**20 - 1, 0, 151_645, 131_072, 2**16 - 1, 2**16, 255, 256]
+    found = round_trip(codec, make_row(ids, list(range(8)), {}, 0.9), Layout(2**20, 8, 0))
+    np.testing.assert_array_equal(found.ids, [sorted(ids)])
 
 
 @codecs
 def test_logits_far_below_stay_finite_and_far(codec):
-    logits = np.array([[3.0, 2.0, -40.0, -1e4, -1e6]], dtype=np.float32)
-    draws = np.array([[-1e6, -200.0]], dtype=np.float32)
-    layout = Layout(10, 5, 2)
-    entries = Entries(np.arange(5)[None], logits, np.array([[5, 6]]), draws)
-    found = round_trip(codec, entries, layout)
+    draws = {5: -1e6, 6: -200.0}
+    entries = make_row([0, 1, 2, 3, 4], [3.0, 2.0, -40.0, -1e4, -1e6], draws, 0.99)
+    found = round_trip(codec, entries, Layout(10, 5, 2))
     assert np.isfinite(found.logits).all() and np.isfinite(found.draw_logits).all()
-    assert (3.0 - found.logits[0, 3:] > 100).all() and (3.0 - found.draw_logits > 100).all()
+    assert (found.logits[0, 0] - found.logits[0, 3:] > 100).all()
+    assert (found.logits[0, 0] - found.draw_logits > 60).all()
+
+
+@codecs
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+def test_any_level_of_logits_is_one_distribution(codec, level):
+    logits = [level + offset for offset in (3.0, 1.0, -2.0)]
+    found = round_trip(codec, make_row([4, 2, 9], logits, {}, 0.75), Layout(10, 3, 0))
+    p = np.exp(found.logits.astype(np.float64) - found.logsumexp)
+    expected = np.exp([1.0, 3.0, -2.0]) / np.exp([1.0, 3.0, -2.0]).sum() * 0.75
+    np.testing.assert_allclose(p[0], expected, rtol=0.1, atol=2e-3)
+    assert p.sum() == pytest.approx(0.75, abs=1e-3)
 
 
 def test_near_ties_keep_their_first_choice():
     base = np.float32(17.0)
     rivals = [base, np.nextafter(base, np.float32(99)), base - np.float32(1e-5), base]
-    layout = Layout(4, 4, 0)
-    none = np.zeros((4, 0))
-    logits = np.stack([np.roll(rivals, shift) for shift in range(4)]).astype(np.float32)
-    entries = Entries(np.tile(np.arange(4), (4, 1)), logits, none.astype(int), none)
     for codec in CODECS.values():
-        found = round_trip(codec(), entries, layout)
-        np.testing.assert_array_equal(found.logits.argmax(axis=1), logits.argmax(axis=1))
+        for shift in range(4):
+            logits = np.roll(rivals, shift)
+            entries = make_row([0, 1, 2, 3], logits.tolist(), {}, 1.0)
+            found = round_trip(codec(), entries, Layout(4, 4, 0))
+            assert found.logits.argmax() == logits.argmax()
 
 
 def make_language_logits(rows: int, num_classes: int) -> np.ndarray:
     """Zipf's law bent by a random context of 32 dimensions: entropy of 3 to 6 nats."""
     rng = np.random.default_rng(7)
     rank = np.arange(num_classes)
-    context = rng.normal(0, 1, (rows, 32)) * rng.uniform(0.3, 1.0, (rows, 1))
+    context = rng.normal(0, 1, (rows, 32)) * rng.uniform(0.3, 1.5, (rows, 1))
     return context @ rng.normal(0, 1, (32, num_classes)) - np.log(rank + 3.0)
 
 
-def kl_with_bucket(logits: np.ndarray, found: np.ndarray, lse: np.ndarray) -> float:
-    """Mean KL(teacher || decoded) in nats, what is not kept being one outcome."""
-    log_p, log_q = logits - lse[:, None], found - lse[:, None]
+def kl_with_bucket(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """KL(teacher || decoded) in nats, what is not kept being one outcome."""
     p, q = np.exp(log_p), np.exp(log_q)
     tail_p, tail_q = 1 - p.sum(axis=1), np.maximum(1 - q.sum(axis=1), 1e-12)
     tail = tail_p * np.log(np.maximum(tail_p, 1e-12) / tail_q)
-    return float(((p * (log_p - log_q)).sum(axis=1) + tail).mean())
+    return (p * (log_p - log_q)).sum(axis=1) + tail
 
 
+@pytest.mark.parametrize("top_k", [8, 50, 128])
 @pytest.mark.parametrize(
-    ("codec", "at_one", "at_two"),
-    [(Steps(), 1.5e-4, 5e-5), (Steps(step=1 / 16), 6e-4, 2e-4), (CODECS["half"](), 1e-7, 1e-7)],
-    ids=["steps", "coarse", "half"],
+    ("codec", "mean", "tail"),
+    [(Steps(), 3e-4, 2e-3), (Steps(levels=24), 8e-3, 2e-2), (Lossless(), 1e-6, 1e-6)],
+    ids=["steps", "coarse", "lossless"],
 )
-def test_what_rounding_costs_on_language(codec, at_one, at_two):
+def test_what_rounding_costs_on_language(codec, mean, tail, top_k):
     logits = make_language_logits(256, 8_192)
-    ids = np.argsort(-logits, axis=1)[:, :50]
+    ids = np.argsort(-logits, axis=1)[:, :top_k]
     kept = np.take_along_axis(logits, ids, axis=1).astype(np.float32)
     none = np.zeros((256, 0))
-    layout = Layout(8_192, 50, 0)
-    found = round_trip(codec, Entries(ids, kept, none.astype(int), none), layout)
+    lse = np.stack([log_sum_exp(logits / t) for t in (1.0, 2.0)], axis=1)
+    entries = Entries(ids, kept, none.astype(int), none, lse.astype(np.float32), kept[:, 0])
+    found = round_trip(codec, entries, Layout(8_192, top_k, 0, (1.0, 2.0)))
     kept = np.take_along_axis(logits, found.ids, axis=1)
-    for temperature, limit in ((1.0, at_one), (2.0, at_two)):
-        lse = log_sum_exp(logits / temperature)
-        kl = kl_with_bucket(kept / temperature, found.logits / temperature, lse)
-        assert -1e-7 < kl < limit
+    for index, temperature in enumerate((1.0, 2.0)):
+        decoded = found.logits.astype(np.float64) / temperature - found.logsumexp[:, index, None]
+        kl = kl_with_bucket(kept / temperature - lse[:, index, None], decoded)
+        assert -1e-9 < kl.mean() < mean and np.quantile(kl, 0.99) < tail
+        if codec.name == "steps":
+            entry = 1 / codec.resolve(top_k).levels ** 2  # its part, on average and at most
+            expected = {1.0: 2 / 3 * np.sqrt(top_k) * entry, 2.0: top_k / 6 * entry}[temperature]
+            assert kl.mean() < expected and (kl < 4 * expected).all()
 
 
 def test_a_codec_is_its_own_configuration():
-    spec = TargetsSpec(codec={"name": "steps", "step": 0.0625})
-    assert spec.codec == Steps(step=0.0625)
+    spec = TargetsSpec(codec={"name": "steps", "levels": 50})
+    assert spec.codec == Steps(levels=50)
     assert parse_config(TargetsSpec, spec.model_dump(mode="json"), "x") == spec
     assert {name: codec().name for name, codec in CODECS.items()} == {n: n for n in CODECS}
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         parse_config(TargetsSpec, {"codec": "stpes"}, "x")
-    with pytest.raises(ConfigError, match=r"^x: codec.*step: .*found 3"):
-        parse_config(TargetsSpec, {"codec": {"name": "steps", "step": 3}}, "x")
+    with pytest.raises(ConfigError, match=r"^x: codec.*levels: .*found 3"):
+        parse_config(TargetsSpec, {"codec": {"name": "steps", "levels": 3}}, "x")
+
+
+def test_levels_follow_the_number_of_kept_classes_until_they_are_set():
+    assert [Steps().resolve(k).levels for k in (0, 1, 16, 81)] == [34, 34, 68, 102]
+    assert Steps(levels=40).resolve(81).levels == 40
+    assert Lossless().resolve(81) == Lossless()

@@ -125,12 +125,14 @@ class Draft(StrictModel):
     def _require_number(cls, targets: TargetsSpec) -> TargetsSpec:
         if targets.top_k == "all":
             raise ValueError("top_k must be a number here; call resolve() first")
-        return targets
+        return targets.model_copy(update={"codec": targets.codec.resolve(int(targets.top_k))})
 
     @property
     def layout(self) -> Layout:
-        """V, K and R."""
-        return Layout(self.num_classes, int(self.targets.top_k), self.targets.tail_draws)
+        """V, K, R and the temperatures."""
+        targets = self.targets
+        top_k, temperatures = int(targets.top_k), targets.temperatures
+        return Layout(self.num_classes, top_k, targets.tail_draws, temperatures)
 
     @property
     def num_shards(self) -> int:

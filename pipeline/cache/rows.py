@@ -38,13 +38,10 @@ def make_schema(draft: Draft) -> Any:
     Raises:
         DataError: a carried column has the name of one of the format.
     """
-    targets = {"logsumexp": "float32", "label_log_prob": "float32"}
-    targets |= {
-        name: dtype for name, (dtype, _) in draft.targets.codec.columns(draft.layout).items()
-    }
+    kinds = draft.targets.codec.columns(draft.layout)
     own = [pa.field("example_id", pa.large_string(), nullable=False)]
     own += [_list_field(name, "int32") for name in _INTEGERS]
-    own += [_list_field(name, dtype) for name, dtype in targets.items()]
+    own += [_list_field(name, dtype) for name, (dtype, _) in kinds.items()]
     own += [pa.field("feature_start", pa.int64(), nullable=False)]
     own += [pa.field("feature_count", pa.int64(), nullable=False)]
     taken = {field.name for field in own}.intersection(draft.columns)
@@ -124,9 +121,6 @@ def encode_batch(examples: Sequence[CachedExample], draft: Draft, feature_start:
     for name in _INTEGERS:
         parts = [np.asarray(getattr(example, name), dtype=np.int32) for example in examples]
         columns[name] = _list_array(np.concatenate(parts), np.array([len(p) for p in parts]))
-    lse = targets.logsumexp.numpy()
-    columns["logsumexp"] = _list_array(lse, counts * lse.shape[1])
-    columns["label_log_prob"] = _list_array(targets.label_log_probs.numpy(), counts)
     for name, values in codec.encode(entries, layout).items():
         columns[name] = _list_array(values, counts * kinds[name][1])
     features = np.array([count_features(example, draft) for example in examples], dtype=np.int64)
@@ -199,17 +193,15 @@ class Batch:
             name: self._values(name, row).reshape(rows, width) for name, (_, width) in kinds.items()
         }
         entries = draft.targets.codec.decode(encoded, draft.layout)
-        temperatures = draft.targets.temperatures
-        lse = self._values("logsumexp", row).reshape(rows, len(temperatures)).copy()
         return Targets(
             ids=torch.from_numpy(entries.ids),
             logits=torch.from_numpy(entries.logits),
             draw_ids=torch.from_numpy(entries.draw_ids),
             draw_logits=torch.from_numpy(entries.draw_logits),
-            logsumexp=torch.from_numpy(lse),
+            logsumexp=torch.from_numpy(entries.logsumexp),
             label_ids=torch.from_numpy(label_ids.astype(np.int64)),
-            label_log_probs=torch.from_numpy(self._values("label_log_prob", row).copy()),
-            temperatures=temperatures,
+            label_log_probs=torch.from_numpy(entries.label_log_probs),
+            temperatures=draft.targets.temperatures,
             num_classes=draft.num_classes,
         )
 

@@ -1,6 +1,6 @@
 """Bytes per token by codec and column, and how fast a cache is read.
 
-    measure_sizes    exact cache -- recode --> steps, half, exact     against 6 bytes an entry
+    measure_sizes    lossless cache -- recode --> steps, lossless     against 6 bytes an entry
     measure_reading  TeacherCache + Collator                          against Parquet by `datasets`
 
 Every read begins with nothing decompressed; the files are in the system's page cache, ours and
@@ -25,7 +25,7 @@ from pipeline.cache import (
     TeacherCache,
     epoch_order,
 )
-from pipeline.cache.codecs import Exact, Steps
+from pipeline.cache.codecs import Lossless, Steps
 from pipeline.cache.sizes import FRAMING, column_bytes
 from stages.bench.baselines import join_rows, join_table, open_parquet, write_parquet
 from stages.bench.measuring import Row, interleave, rate_row, time_row
@@ -48,21 +48,22 @@ def measure_sizes(setting: Setting) -> tuple[list[Row], dict[str, dict[str, floa
         kept = f"top {targets.top_k}"
         if targets.tail_draws:
             kept += f" + {targets.tail_draws} draws"
-        setting.capture("exact", targets.model_copy(update={"codec": Exact()}))
+        setting.capture("lossless", targets.model_copy(update={"codec": Lossless()}))
         for name in CODECS:
             codec = CODECS[name].model_validate({"name": name})
-            cache = recode(setting.open("exact"), setting.folder / f"{name} {kept}", codec)
+            cache = recode(setting.open("lossless"), setting.folder / f"{name} {kept}", codec)
+            codec = cache.manifest.targets.codec
             columns[f"{kept}: {name}"] = sizes = _bytes_per_token(cache)
             rows += _size_rows(kept, codec, cache, sizes)
     return rows, columns
 
 
 def recode(cache: TeacherCache, path: Path, codec: Codec) -> TeacherCache:
-    """Write the examples of an exact cache with another codec; nothing is asked again."""
+    """Write the examples of a lossless cache with another codec; nothing is asked again."""
     manifest = cache.manifest
     fields = manifest.model_dump(mode="json", include=set(Draft.model_fields))
     draft = Draft.model_validate(fields)
-    targets = draft.targets.model_copy(update={"codec": codec})
+    targets = draft.targets.model_copy(update={"codec": codec.resolve(draft.layout.top_k)})
     writer = CacheWriter(path, draft.model_copy(update={"targets": targets}))
     for index in range(draft.num_shards):
         first = index * draft.shard_examples
@@ -166,7 +167,7 @@ def _bytes_per_token(cache: TeacherCache) -> dict[str, float]:
 def _size_rows(kept: str, codec: Codec, cache: TeacherCache, sizes: dict[str, float]) -> list[Row]:
     """Targets alone, and for the default codec with the inputs that a student needs."""
     layout = cache.manifest.layout
-    own = {*codec.columns(layout), "logsumexp", "label_log_prob"}
+    own = set(codec.columns(layout))
     entries = layout.top_k + layout.tail_draws
     naive, against = (
         float(_NAIVE_BYTES * entries),

@@ -1,0 +1,14 @@
+"""How the entries of a target become the columns of a file, and back.
+
+Codec   base      steps      levels of the fourth root of p: small, with a bound on the error
+                  lossless   the teacher's numbers bit for bit
+        planes    ids as differences, integers as byte planes
+"""
+
+from pipeline.cache.codecs.base import MAX_CLASSES, Codec, Columns, Entries, Layout
+from pipeline.cache.codecs.lossless import Lossless
+from pipeline.cache.codecs.steps import Steps
+
+__all__ = ["CODECS", "MAX_CLASSES", "Codec", "Columns", "Entries", "Layout", "Lossless", "Steps"]
+
+CODECS: dict[str, type[Codec]] = {"steps": Steps, "lossless": Lossless}

@@ -1,0 +1,76 @@
+"""What the teacher said, bit for bit.
+
+    ids -- differences --> byte planes          logits, float32 -- bits --> four byte planes
+
+Numbers of a float16 or bfloat16 teacher end in zeros as float32; whole planes of them, or most of
+their bits, cost nothing after zstd, so there is no choice of a dtype.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from pipeline.cache.codecs.base import Codec, Columns, Entries, Layout
+from pipeline.cache.codecs.planes import (
+    count_planes,
+    join_ids,
+    join_planes,
+    name_planes,
+    sort_by_id,
+    split_ids,
+    split_planes,
+)
+
+_FLOAT_BYTES = 4
+
+
+class Lossless(Codec):
+    """Raw logits and normalisers as float32, exact for any teacher."""
+
+    name: Literal["lossless"] = "lossless"
+
+    def columns(self, layout: Layout) -> dict[str, tuple[str, int]]:
+        """Planes of gaps and logits, then the normalisers as they are."""
+        planes = count_planes(layout.num_classes - 1)
+        kinds: dict[str, tuple[str, int]] = {}
+        for prefix, width in (("", layout.top_k), ("draw_", layout.tail_draws)):
+            if width:
+                kinds |= name_planes(f"{prefix}gap", planes, width)
+                kinds |= name_planes(f"{prefix}logit", _FLOAT_BYTES, width)
+        kinds["logsumexp"] = ("float32", len(layout.temperatures))
+        kinds["label_log_prob"] = ("float32", 1)
+        return kinds
+
+    def encode(self, entries: Entries, layout: Layout) -> Columns:
+        """Sort by id, split into bytes."""
+        columns: Columns = {
+            "logsumexp": entries.logsumexp,
+            "label_log_prob": entries.label_log_probs[:, None],
+        }
+        parts = (
+            ("", entries.ids, entries.logits),
+            ("draw_", entries.draw_ids, entries.draw_logits),
+        )
+        for prefix, unordered, unordered_logits in parts:
+            if unordered.shape[1]:
+                ids, logits = sort_by_id(unordered, unordered_logits)
+                columns |= split_ids(ids, layout.num_classes, f"{prefix}gap")
+                bits = logits.astype(np.float32).view(np.uint32)
+                columns |= split_planes(bits, f"{prefix}logit", _FLOAT_BYTES)
+        return columns
+
+    def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
+        """Put the bytes together again."""
+        rows = len(columns["label_log_prob"])
+        parts: list[np.ndarray] = []
+        for prefix, width in (("", layout.top_k), ("draw_", layout.tail_draws)):
+            if width:
+                parts.append(join_ids(columns, layout.num_classes, f"{prefix}gap"))
+                bits = join_planes(columns, f"{prefix}logit", _FLOAT_BYTES)
+                parts.append(bits.view(np.float32))
+            else:
+                parts.append(np.zeros((rows, 0), dtype=np.int64))
+                parts.append(np.zeros((rows, 0), dtype=np.float32))
+        parts += columns["logsumexp"].copy(), columns["label_log_prob"][:, 0].copy()
+        return Entries(*parts)
