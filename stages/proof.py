@@ -20,9 +20,14 @@ from stages.cli import find_config
 from stages.train_student import StudentConfig, train_student
 
 BASELINE = "labels"
-STUDENTS = (BASELINE, "kd")
+STUDENTS = (BASELINE, "kd", "kd-hidden", "kd-wide")
 # Longer than the demo: past the early plateau, where chance decides which student leaves it first.
-LONGER = ("training.max_steps=800", "training.warmup_steps=100", "evaluation.every=100")
+LONGER = (
+    "training.max_steps=800",
+    "training.per_device_train_batch_size=16",
+    "training.warmup_steps=100",
+    "evaluation.every=100",
+)
 METRICS = ("loss", "agreement", "kl_to_teacher", "ece")
 
 
