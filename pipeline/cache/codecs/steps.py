@@ -2,7 +2,7 @@
 
     log p = logit - logsumexp(T = 1)
     ids -- differences --> gap planes      log p -- fourth root of p --> level above the row's floor
-    normalisers -- whatever makes the decoded mass the true one --> logsumexp_0, logsumexp_1, ...
+    floor, the normalisers that keep the mass, log p of the label --> head, a record per target
 
 An error e of a log-probability costs p e^2 / 2 nats of KL at T = 1 and sqrt(p) e^2 / 8, over the
 normaliser, at T = 2. Even steps of the fourth root of p have a width of 4 / (levels p^(1/4)) nats:
@@ -63,53 +63,58 @@ class Steps(Codec):
         if layout.top_k:
             kinds |= name_planes("gap", gaps, layout.top_k)
             kinds |= name_planes("level", self._planes(layout), layout.top_k)
-            kinds["floor"] = ("uint8" if self._planes(layout) == 1 else "uint16", 1)
         if layout.tail_draws:
             kinds |= name_planes("draw_gap", gaps, layout.tail_draws)
             kinds["draw_level"] = ("uint8", layout.tail_draws)
-        for index, temperature in enumerate(layout.temperatures):
-            if layout.top_k or temperature != 1.0:
-                # Above T = 1 it lies in [0, log V], below it has no such bound.
-                kinds[f"logsumexp_{index}"] = ("int16" if temperature >= 1 else "int32", 1)
-        kinds["label_log_prob"] = ("uint16", 1)
+        # One column, because what a small one costs to decompress is mostly to begin with it.
+        kinds["head"] = ("uint8", self._head(layout).itemsize)
         return kinds
 
     def encode(self, entries: Entries, layout: Layout) -> Columns:
         """Sort by id, round to levels, choose the normalisers that keep the mass."""
-        label = np.rint(entries.label_log_probs * (-1 / _LABEL_STEP)).clip(0, 2**16 - 1)
-        columns: Columns = {"label_log_prob": label.astype(np.uint16)[:, None]}
+        columns: Columns = {}
+        head = np.zeros(len(entries.logsumexp), self._head(layout))
+        head["label"] = np.rint(entries.label_log_probs * (-1 / _LABEL_STEP)).clip(0, 2**16 - 1)
         one = entries.logsumexp[:, layout.temperatures.index(1.0), None]
-        codes = self._encode_kept(entries, layout, one, columns)
-        self._encode_normalisers(entries, layout, codes, columns)
+        codes = np.zeros((len(head), 0), dtype=np.int32)
+        if layout.top_k:
+            ids, codes = self._round_kept(entries, one)
+            head["floor"] = codes.min(axis=1)
+            columns |= split_ids(ids, layout.num_classes, "gap")
+            above = codes - head["floor"][:, None]
+            columns |= split_planes(above, "level", self._planes(layout))
+        self._fill_normalisers(head, entries, layout, codes)
         if layout.tail_draws:
             ids, logits = sort_by_id(entries.draw_ids, entries.draw_logits)
             columns |= split_ids(ids, layout.num_classes, "draw_gap")
-            log_probs = logits - one + self._decode_normaliser(columns, layout, 1.0)
+            log_probs = logits - one + _read_normaliser(head, layout, 1.0)[:, None]
             steps = np.rint(log_probs * (-1 / _DRAW_STEP))
             columns["draw_level"] = steps.clip(0, 255).astype(np.uint8)
+        columns["head"] = head.view(np.uint8).reshape(len(head), -1)
         return columns
 
     def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
         """Add up the differences, look up the levels."""
-        rows = len(columns["label_log_prob"])
-        ids = draw_ids = np.zeros((rows, 0), dtype=np.int64)
-        logits = draw_logits = np.zeros((rows, 0), dtype=np.float32)
+        head = np.ascontiguousarray(columns["head"]).view(self._head(layout))[:, 0]
+        ids = draw_ids = np.zeros((len(head), 0), dtype=np.int64)
+        logits = draw_logits = np.zeros((len(head), 0), dtype=np.float32)
         if layout.top_k:
             ids = join_ids(columns, layout.num_classes, "gap")
-            if self._planes(layout) == 1:
-                codes = columns["level_0"] + columns["floor"]
-            else:
-                codes = join_planes(columns, "level", 2) + columns["floor"]
-            logits = self._log_probs.take(codes, mode="clip")
+            one_byte = self._planes(layout) == 1
+            above = columns["level_0"] if one_byte else join_planes(columns, "level", 2)
+            logits = self._log_probs.take(above + head["floor"][:, None], mode="clip")
         if layout.tail_draws:
             draw_ids = join_ids(columns, layout.num_classes, "draw_gap")
             draw_logits = columns["draw_level"].astype(np.float32)
             draw_logits *= -_DRAW_STEP
-        label = columns["label_log_prob"][:, 0].astype(np.float32)
-        label *= -_LABEL_STEP
-        normalisers = [self._decode_normaliser(columns, layout, t) for t in layout.temperatures]
+        normalisers = [_read_normaliser(head, layout, t) for t in layout.temperatures]
         return Entries(
-            ids, logits, draw_ids, draw_logits, np.concatenate(normalisers, axis=1), label
+            ids=ids,
+            logits=logits,
+            draw_ids=draw_ids,
+            draw_logits=draw_logits,
+            logsumexp=np.stack(normalisers, axis=1),
+            label_log_probs=head["label"].astype(np.float32) * np.float32(-_LABEL_STEP),
         )
 
     @property
@@ -120,24 +125,24 @@ class Steps(Codec):
     def _planes(self, layout: Layout) -> int:
         return count_planes(len(self._log_probs) - 1)
 
-    def _encode_kept(
-        self, entries: Entries, layout: Layout, one: np.ndarray, columns: Columns
-    ) -> np.ndarray:
-        if not layout.top_k:
-            return entries.ids
+    def _head(self, layout: Layout) -> np.dtype[np.void]:
+        """The record that there is one of in each target, little endian and packed."""
+        fields = [("floor", "<u1" if self._planes(layout) == 1 else "<u2")] if layout.top_k else []
+        for index, temperature in enumerate(layout.temperatures):
+            if layout.top_k or temperature != 1.0:
+                # Above T = 1 it lies in [0, log V], below it has no such bound.
+                fields.append((f"logsumexp_{index}", "<i2" if temperature >= 1 else "<i4"))
+        return np.dtype([*fields, ("label", "<u2")])
+
+    def _round_kept(self, entries: Entries, one: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending ids and their levels, [N, K]; the highest has a level of its own."""
         ids, logits = sort_by_id(entries.ids, entries.logits)
         codes = self._round(logits - one)
         top = logits.argmax(axis=1)[:, None]
         highest = np.maximum(np.take_along_axis(codes, top, axis=1), 1)
         codes = np.minimum(codes, highest - 1)
         np.put_along_axis(codes, top, highest, axis=1)
-        floor = codes.min(axis=1, keepdims=True)
-        dtype, _ = self.columns(layout)["floor"]
-        columns |= split_ids(ids, layout.num_classes, "gap")
-        columns |= split_planes(codes - floor, "level", self._planes(layout))
-        columns["floor"] = floor.astype(dtype)
-        encoded: np.ndarray = codes
-        return encoded
+        return ids, codes
 
     def _round(self, log_probs: np.ndarray) -> np.ndarray:
         """The level whose log-probability is nearest, int32."""
@@ -150,10 +155,9 @@ class Steps(Codec):
         rounded: np.ndarray = np.clip(codes, 0, len(levels) - 1).astype(np.int32)
         return rounded
 
-    def _encode_normalisers(
-        self, entries: Entries, layout: Layout, codes: np.ndarray, columns: Columns
+    def _fill_normalisers(
+        self, head: np.ndarray, entries: Entries, layout: Layout, codes: np.ndarray
     ) -> None:
-        kinds = self.columns(layout)
         one = entries.logsumexp[:, layout.temperatures.index(1.0)]
         for index, temperature in enumerate(layout.temperatures):
             lse = entries.logsumexp[:, index].astype(np.float64)
@@ -162,20 +166,18 @@ class Steps(Codec):
                 lse += _log_sum_exp(self._log_probs[codes] / temperature) - true
             else:
                 lse -= one / temperature
-            name, step = f"logsumexp_{index}", _step_at(temperature)
-            if name in kinds:
-                limits = np.iinfo(kinds[name][0])
+            name = f"logsumexp_{index}"
+            if name in (head.dtype.names or ()):
+                limits = np.iinfo(head.dtype[name])
                 # Rounded up, so that no rounding takes the last of the tail.
-                up = np.ceil(lse / step).clip(limits.min, limits.max)
-                columns[name] = up.astype(limits.dtype)[:, None]
+                head[name] = np.ceil(lse / _step_at(temperature)).clip(limits.min, limits.max)
 
-    def _decode_normaliser(
-        self, columns: Mapping[str, np.ndarray], layout: Layout, temperature: float
-    ) -> np.ndarray:
-        encoded = columns.get(f"logsumexp_{layout.temperatures.index(temperature)}")
-        if encoded is None:
-            return np.zeros_like(columns["label_log_prob"], dtype=np.float32)
-        return encoded.astype(np.float32) * np.float32(_step_at(temperature))
+
+def _read_normaliser(head: np.ndarray, layout: Layout, temperature: float) -> np.ndarray:
+    name = f"logsumexp_{layout.temperatures.index(temperature)}"
+    if name not in (head.dtype.names or ()):
+        return np.zeros(len(head), dtype=np.float32)
+    return head[name].astype(np.float32) * np.float32(_step_at(temperature))
 
 
 @cache
