@@ -59,10 +59,12 @@ class Targets:
     """The teacher's knowledge at N positions, as it is cached.
 
     Attributes:
-        ids: [N, K] int64, the kept classes, distinct within a row, in no promised order.
+        ids: [N, K] int64, or int32 as a cache gives them: half the bytes to copy and to move to a
+            device, where `at` widens them. The kept classes, distinct within a row, in no promised
+            order.
         logits: [N, K] float32, their raw logits (temperature 1, before any softmax).
-        draw_ids: [N, R] int64, drawn with replacement from the softmax restricted to the classes
-            that were not kept.
+        draw_ids: [N, R] like ids, drawn with replacement from the softmax restricted to the
+            classes that were not kept.
         draw_logits: [N, R] float32, their raw logits.
         logsumexp: [N, len(temperatures)] float32, log sum_i exp(z_i / T) over all V classes.
         label_ids: [N] int64, UNLABELLED (-100) where there is none.
@@ -121,10 +123,10 @@ class Targets:
             tail_mass = _tail_mass(log_probs)
         draw_log_probs = self.draw_logits / temperature - self._logsumexp(temperature)
         return SparseDistribution(
-            ids=self.ids,
+            ids=self.ids.long(),
             log_probs=log_probs,
             tail_mass=tail_mass,
-            draw_ids=self.draw_ids,
+            draw_ids=self.draw_ids.long(),
             draw_log_probs=draw_log_probs,
             draw_weights=self._draw_weights(draw_log_probs),
             num_classes=self.num_classes,

@@ -83,7 +83,7 @@ def test_ids_come_back_with_their_logits(codec, layout, seed, scale):
         ids, logits = by_id(getattr(entries, ids_name), getattr(entries, logits_name))
         decoded = getattr(found, logits_name)
         np.testing.assert_array_equal(getattr(found, ids_name), ids)
-        assert getattr(found, ids_name).dtype == np.int64
+        assert getattr(found, ids_name).dtype == np.int32
         assert decoded.dtype == np.float32
         if codec.name == "lossless":
             np.testing.assert_array_equal(decoded, logits)

@@ -23,7 +23,8 @@ from pipeline.cache.hidden import CHUNK_ROWS, LazySignals
 from pipeline.cache.index import find_rows, read_ids, read_split
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.order import epoch_order
-from pipeline.cache.rows import Batch, find_shift
+from pipeline.cache.record_batch import Batch
+from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
 from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
@@ -41,6 +42,10 @@ class _Recent(Generic[Value]):
     def __init__(self, limit: int, cost: Callable[[Value], int]) -> None:
         self._limit, self._cost, self._total = limit, cost, 0
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def drop(self, key: Hashable) -> None:
+        if key in self._kept:
+            self._total -= self._cost(self._kept.pop(key))
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         if key in self._kept:
@@ -124,14 +129,18 @@ class TeacherCache:
         if not 0 <= at < len(self):
             raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
         index, local = divmod(at, self.manifest.shard_examples)
-        batch, inside = self._batch(index, local)
+        batch, inside, key = self._batch(index, local)
         hidden = LazySignals(self.manifest.signals, partial(self._read_hidden, index, local))
         try:
-            example = batch.example(inside, hidden)
-            found = find_shift(example) if self.manifest.shifted else None
+            with self._opened.lock:
+                batch.decode()
+                example = batch.example(inside, hidden)
+                if batch.is_spent():  # memory that is used again at once stays in the CPU's cache
+                    self._opened.batches.drop(key)
         except (ValueError, IndexError) as error:
             raise self._damage(index, at, str(error)) from error
-        if found:
+        if batch.is_shifted(inside):
+            found = find_shift(example)
             raise self._damage(index, at, f"example {example.example_id!r} has {found}")
         return example
 
@@ -217,7 +226,7 @@ class TeacherCache:
     def _find(self, example_id: str) -> int | None:
         for row in find_rows(self._index, example_id):
             index, local = divmod(int(row), self.manifest.shard_examples)
-            batch, inside = self._batch(index, local)
+            batch, inside, _ = self._batch(index, local)
             if batch.example_id(inside) == example_id:
                 return int(row)
         return None
@@ -227,17 +236,17 @@ class TeacherCache:
         with self._opened.lock:
             return self._opened.shards.get(index, lambda: Shard(folder, self.manifest, digest))
 
-    def _batch(self, index: int, local: int) -> tuple[Batch, int]:
-        """The record batch of a shard's row, and the row inside it."""
+    def _batch(self, index: int, local: int) -> tuple[Batch, int, Hashable]:
+        """The record batch of a shard's row, the row inside it, and the key it is kept under."""
         with self._opened.lock:
             shard = self._shard(index)
             batch, inside = shard.locate(local)
             key = (index, batch)
-            return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside
+            return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside, key
 
     def _read_hidden(self, index: int, local: int, name: str) -> torch.Tensor:
         signal = self.manifest.signals[name]
-        batch, inside = self._batch(index, local)
+        batch, inside, _ = self._batch(index, local)
         rows = slice(local, local + 1) if signal.per == "example" else batch.features(inside)
         first, last = rows.start // CHUNK_ROWS, max(rows.stop - 1, rows.start) // CHUNK_ROWS
         blocks = [self._block(index, name, block) for block in range(first, last + 1)]

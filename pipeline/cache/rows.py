@@ -1,15 +1,14 @@
-"""Cached examples to Arrow record batches and back, version 1 of the format.
+"""Cached examples to Arrow record batches, version 1 of the format; `record_batch` reads them.
 
-    [CachedExample, ...] -- encode_batch --> RecordBatch -- Batch.example(i) --> CachedExample
+    [CachedExample, ...] -- check_example, encode_batch --> RecordBatch
 
-One row is one example. What belongs to its N targets lies in flat lists of N times as many values
-as the column has per target. Lists have 64-bit offsets: with every class of a large class space
-kept, one example alone can pass 2^31 values.
+One row is one example, and its targets are one list of structs: what a codec makes of N targets, a
+column with [N, W] values, becomes a field of W values. Lists have 64-bit offsets: with every class
+of a large class space kept, one example alone can pass 2^31 values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from pipeline.cache.codecs import Entries
 from pipeline.cache.manifest import ColumnType, Draft
 from pipeline.errors import DataError, NumericalError
-from pipeline.examples import CachedExample, Column
+from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED, Targets
 
 _TYPES: dict[ColumnType, Any] = {
@@ -28,8 +27,15 @@ _TYPES: dict[ColumnType, Any] = {
     "float64": pa.float64(),
     "bool": pa.bool_(),
 }
-_INTEGERS = ("input_ids", "segment_lengths", "target_positions", "label_ids")
+TOKENS = ("input_ids", "segment_lengths")
+TARGETS = "targets"
 _FINITE = ("logits", "draw_logits", "logsumexp", "label_log_probs")
+
+
+def target_columns(draft: Draft) -> dict[str, tuple[str, int]]:
+    """Fields of a target: name -> (numpy dtype, values per target), the codec's last."""
+    own = {"position": ("int32", 1), "label_id": ("int32", 1)}
+    return own | draft.targets.codec.columns(draft.layout)
 
 
 def make_schema(draft: Draft) -> Any:
@@ -38,10 +44,9 @@ def make_schema(draft: Draft) -> Any:
     Raises:
         DataError: a carried column has the name of one of the format.
     """
-    kinds = draft.targets.codec.columns(draft.layout)
     own = [pa.field("example_id", pa.large_string(), nullable=False)]
-    own += [_list_field(name, "int32") for name in _INTEGERS]
-    own += [_list_field(name, dtype) for name, (dtype, _) in kinds.items()]
+    own += [pa.field(name, _list_of(pa.int32()), nullable=False) for name in TOKENS]
+    own += [pa.field(TARGETS, _list_of(_target_type(draft)), nullable=False)]
     own += [pa.field("feature_start", pa.int64(), nullable=False)]
     own += [pa.field("feature_count", pa.int64(), nullable=False)]
     taken = {field.name for field in own}.intersection(draft.columns)
@@ -111,18 +116,11 @@ def encode_batch(examples: Sequence[CachedExample], draft: Draft, feature_start:
     Raises:
         DataError: a kept id twice in one target, or a carried value of another type.
     """
-    targets = Targets.cat([example.targets for example in examples])
-    counts = np.array([len(example.targets) for example in examples], dtype=np.int64)
-    entries = Entries(*(getattr(targets, f.name).numpy() for f in fields(Entries)))
-    _require_distinct(entries.ids, counts, examples)
-    layout, codec = draft.layout, draft.targets.codec
-    kinds = codec.columns(layout)
     columns: dict[str, Any] = {}
-    for name in _INTEGERS:
+    for name in TOKENS:
         parts = [np.asarray(getattr(example, name), dtype=np.int32) for example in examples]
-        columns[name] = _list_array(np.concatenate(parts), np.array([len(p) for p in parts]))
-    for name, values in codec.encode(entries, layout).items():
-        columns[name] = _list_array(values, counts * kinds[name][1])
+        columns[name] = _list_array(np.concatenate(parts), [len(part) for part in parts])
+    columns[TARGETS] = _target_array(examples, draft)
     features = np.array([count_features(example, draft) for example in examples], dtype=np.int64)
     columns["feature_start"] = pa.array(feature_start + np.cumsum(features) - features)
     columns["feature_count"] = pa.array(features)
@@ -131,79 +129,6 @@ def encode_batch(examples: Sequence[CachedExample], draft: Draft, feature_start:
         columns[name] = _carried_array(name, kind, examples)
     schema = make_schema(draft)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-
-class Batch:
-    """A decompressed record batch; each example is decoded when it is asked for."""
-
-    def __init__(self, batch: Any, draft: Draft) -> None:
-        self._batch = batch
-        self._draft = draft
-        self.nbytes: int = batch.get_total_buffer_size()
-
-    @cached_property
-    def _lists(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for field in self._batch.schema:
-            if pa.types.is_large_list(field.type):
-                column = self._batch.column(field.name)
-                lists[field.name] = column.offsets.to_numpy(), column.values.to_numpy()
-        return lists
-
-    @cached_property
-    def _scalars(self) -> dict[str, list[Any]]:
-        return {
-            field.name: self._batch.column(field.name).to_pylist()
-            for field in self._batch.schema
-            if not pa.types.is_large_list(field.type)
-        }
-
-    def example_id(self, row: int) -> str:
-        """The id of an example."""
-        return str(self._scalars["example_id"][row])
-
-    def features(self, row: int) -> slice:
-        """Rows of the shard's feature signals that belong to an example."""
-        start = self._scalars["feature_start"][row]
-        return slice(start, start + self._scalars["feature_count"][row])
-
-    def example(self, row: int, hidden: Mapping[str, torch.Tensor]) -> CachedExample:
-        """Decode one example and give it its hidden states."""
-        integers = {name: self._values(name, row).copy() for name in _INTEGERS}
-        columns: dict[str, Column] = {
-            name: self._scalars[name][row] for name in self._draft.columns
-        }
-        return CachedExample(
-            example_id=self.example_id(row),
-            **integers,
-            columns=columns,
-            targets=self._targets(row, integers["label_ids"]),
-            hidden=hidden,
-        )
-
-    def _values(self, name: str, row: int) -> np.ndarray:
-        offsets, values = self._lists[name]
-        return values[offsets[row] : offsets[row + 1]]
-
-    def _targets(self, row: int, label_ids: np.ndarray) -> Targets:
-        draft = self._draft
-        kinds = draft.targets.codec.columns(draft.layout)
-        rows = len(label_ids)
-        encoded = {
-            name: self._values(name, row).reshape(rows, width) for name, (_, width) in kinds.items()
-        }
-        entries = draft.targets.codec.decode(encoded, draft.layout)
-        return Targets(
-            ids=torch.from_numpy(entries.ids),
-            logits=torch.from_numpy(entries.logits),
-            draw_ids=torch.from_numpy(entries.draw_ids),
-            draw_logits=torch.from_numpy(entries.draw_logits),
-            logsumexp=torch.from_numpy(entries.logsumexp),
-            label_ids=torch.from_numpy(label_ids.astype(np.int64)),
-            label_log_probs=torch.from_numpy(entries.label_log_probs),
-            temperatures=draft.targets.temperatures,
-            num_classes=draft.num_classes,
-        )
 
 
 def _facts(example: CachedExample, draft: Draft) -> list[tuple[str, Any, Any]]:
@@ -267,16 +192,48 @@ def _require_distinct(
         )
 
 
-def _list_field(name: str, dtype: str) -> Any:
-    item = pa.field("item", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
-    return pa.field(name, pa.large_list(item), nullable=False)
+def _list_of(kind: Any) -> Any:
+    return pa.large_list(pa.field("item", kind, nullable=False))
 
 
-def _list_array(values: np.ndarray, counts: np.ndarray) -> Any:
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    flat = pa.array(np.ascontiguousarray(values).ravel())
-    item = pa.field("item", flat.type, nullable=False)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), flat, type=pa.large_list(item))
+def _target_type(draft: Draft) -> Any:
+    """Struct of the fields of a target: a plain number, or a list of fixed size."""
+    kinds = []
+    for name, (dtype, width) in target_columns(draft).items():
+        item = pa.field("item", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
+        kind = item.type if width == 1 else pa.list_(item, width)
+        kinds.append(pa.field(name, kind, nullable=False))
+    return pa.struct(kinds)
+
+
+def _target_array(examples: Sequence[CachedExample], draft: Draft) -> Any:
+    targets = Targets.cat([example.targets for example in examples])
+    counts = [len(example.targets) for example in examples]
+    parts = {f.name: getattr(targets, f.name).numpy() for f in fields(Entries)}
+    for name in ("ids", "draw_ids"):
+        parts[name] = parts[name].astype(np.int64, copy=False)
+    entries = Entries(**parts)
+    _require_distinct(entries.ids, np.array(counts), examples)
+    positions = [np.asarray(e.target_positions, dtype=np.int32) for e in examples]
+    values: dict[str, np.ndarray] = {
+        "position": np.concatenate(positions),
+        "label_id": targets.label_ids.numpy().astype(np.int32),
+    }
+    values |= draft.targets.codec.encode(entries, draft.layout)
+    kind = _target_type(draft)
+    arrays = []
+    for field in kind:
+        flat = pa.array(np.ascontiguousarray(values[field.name]).ravel())
+        if pa.types.is_fixed_size_list(field.type):
+            flat = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
+        arrays.append(flat)
+    return _list_array(pa.StructArray.from_arrays(arrays, fields=list(kind)), counts)
+
+
+def _list_array(values: Any, counts: Sequence[int]) -> Any:
+    flat = pa.array(values) if isinstance(values, np.ndarray) else values
+    offsets = pa.array(np.cumsum([0, *counts], dtype=np.int64))
+    return pa.LargeListArray.from_arrays(offsets, flat, type=_list_of(flat.type))
 
 
 def _carried_array(name: str, kind: ColumnType, examples: Sequence[CachedExample]) -> Any:

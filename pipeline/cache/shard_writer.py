@@ -9,10 +9,10 @@ Memory holds one record batch and, of each signal, one file's worth of vectors.
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
 import pyarrow as pa
 
 from pipeline.cache.hidden import HiddenWriter
@@ -23,7 +23,8 @@ from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 from pipeline.runs import write_json
 
-# A record batch is what a random read decompresses and what the writer holds in memory.
+# A record batch is what a random read decodes and what the writer holds in memory. Only an example
+# that alone has more entries gets a larger one.
 _BATCH_ENTRIES = 65_536
 _BATCH_EXAMPLES = 256
 _ZSTD_LEVEL = 1  # entropy coding is what packs byte planes; 3 saves 0.1 % and takes twice as long
@@ -61,16 +62,18 @@ class ShardWriter:
         """
         check_example(example, self._draft)
         layout = self._draft.layout
+        entries = len(example.targets) * (layout.top_k + layout.tail_draws)
+        if self._waiting and self._waiting_entries + entries > _BATCH_ENTRIES:
+            self._write_batch()
         self._waiting.append(example)
-        self._waiting_entries += len(example.targets) * (layout.top_k + layout.tail_draws)
+        self._waiting_entries += entries
         self._hidden.append(example.hidden)
         self._ids.update(f"{example.example_id}\n".encode())
         self._counts["examples"] += 1
         self._counts["targets"] += len(example.targets)
         self._counts["features"] += count_features(example, self._draft)
         self._counts["tokens"] += len(example.input_ids)
-        full = self._waiting_entries >= _BATCH_ENTRIES or len(self._waiting) >= _BATCH_EXAMPLES
-        if full:
+        if len(self._waiting) >= _BATCH_EXAMPLES:
             self._write_batch()
 
     def commit(self) -> None:
@@ -138,8 +141,8 @@ def sync_folder(folder: Path) -> None:
 def _sum_batches(
     rows: Path, batches: list[tuple[int, int, int]]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Add the CRC-32 of its bytes to (examples, start, bytes) of each record batch."""
+    """Add the CRC-32C of its bytes to (examples, start, bytes) of each record batch."""
     with rows.open("rb") as file:
         for examples, start, size in batches:
             file.seek(start)
-            yield examples, start, size, zlib.crc32(file.read(size))
+            yield examples, start, size, google_crc32c.value(file.read(size))

@@ -7,20 +7,21 @@ it is believed: a chunk that is missing would otherwise be read as zeros.
 """
 
 import hashlib
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import zarr
 
 from pipeline.cache.hidden import read_block
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
-from pipeline.cache.rows import Batch, make_schema
+from pipeline.cache.record_batch import Batch
+from pipeline.cache.rows import make_schema
 from pipeline.errors import CacheError
 
 ROWS = "rows.arrow"
@@ -110,24 +111,25 @@ class Shard:
         """Decompress one record batch."""
         try:
             _, start, size, checksum = self.info.batches[index]
-            if zlib.crc32(self._file.read_at(size, start)) != checksum:
-                raise ValueError(f"record batch {index} of {ROWS} fails its checksum")
+            if google_crc32c.value(self._file.read_at(size, start)) != checksum:
+                raise ValueError("it fails its checksum")
             batch = self._rows.get_batch(index)
             batch.validate(full=True)  # a broken offset must not reach memory
+            return Batch(batch, self._draft)
         except _BROKEN as error:
-            raise _name_damage(self._folder, error) from error
-        return Batch(batch, self._draft)
+            raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 
     def read_block(self, signal: str, block: int) -> np.ndarray:
         """Decode one chunk of a signal."""
         try:
             return read_block(self._hidden, signal, block)
         except _BROKEN as error:
-            raise _name_damage(self._folder, error) from error
+            raise _name_damage(self._folder, error, f"chunk {block} of {signal}") from error
 
 
-def _name_damage(folder: Path, error: Exception) -> CacheError:
+def _name_damage(folder: Path, error: Exception, part: str = "") -> CacheError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    where = f"{part}: " if part else ""
     return CacheError(
-        f"{folder}: cannot be read ({reason}); the shard is damaged, copy or cache it again"
+        f"{folder}: cannot be read ({where}{reason}); the shard is damaged, copy or cache it again"
     )

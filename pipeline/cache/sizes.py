@@ -25,8 +25,9 @@ def column_bytes(cache: TeacherCache) -> dict[str, int]:
     """Compressed bytes on disk, over the whole folder of a cache.
 
     Returns:
-        Column of rows.arrow -> bytes; "hidden <signal>" for each signal; and in round brackets what
-        is no column: arrow framing, index, tokenizer, other files. The sum is that of all files.
+        Column of rows.arrow or field of its targets -> bytes; "hidden <signal>" for each signal;
+        and in round brackets what is no column: arrow framing, index, tokenizer, other files. The
+        sum is that of all files.
     """
     sizes: Counter[str] = Counter()
     for file in sorted(cache.path.rglob("*")):
@@ -55,7 +56,7 @@ def _sum_columns(file: Path) -> Counter[str]:
     sizes: Counter[str] = Counter()
     with pa.memory_map(str(file)) as opened:
         schema = pa.ipc.open_file(opened).schema
-        owners = [field.name for field in schema for _ in range(_count_buffers(field.type))]
+        owners = [owner for field in schema for owner in _name_buffers(field.name, field.type)]
         opened.seek(0)
         stream = pa.BufferReader(opened.read_buffer().slice(_FILE_HEADER))
         for message in pa.ipc.MessageReader.open_stream(stream):
@@ -66,11 +67,24 @@ def _sum_columns(file: Path) -> Counter[str]:
     return sizes
 
 
-def _count_buffers(kind: Any) -> int:
-    """Buffers of a column in a record batch: validity, then offsets and values as there are."""
-    if pa.types.is_large_list(kind):
-        return 2 + _count_buffers(kind.value_type)
-    return 3 if pa.types.is_large_string(kind) else 2
+def _name_buffers(name: str, kind: Any) -> Iterator[str]:
+    """The column of each buffer of a record batch: validity, then offsets and values as there are.
+
+    A field of a struct counts under its own name, what holds the structs together as framing.
+    """
+    structs = pa.types.is_large_list(kind) and pa.types.is_struct(kind.value_type)
+    name = FRAMING if structs else name
+    yield name
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _name_buffers(field.name, field.type)
+    elif pa.types.is_fixed_size_list(kind):
+        yield from _name_buffers(name, kind.value_type)
+    elif pa.types.is_large_list(kind):
+        yield name
+        yield from _name_buffers(name, kind.value_type)
+    else:
+        yield from (name,) * (2 if pa.types.is_large_string(kind) else 1)
 
 
 def _buffer_lengths(metadata: bytes, body: int) -> Iterator[int]:

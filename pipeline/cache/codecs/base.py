@@ -24,9 +24,9 @@ class Entries:
     """All that is kept of N distributions.
 
     Attributes:
-        ids: [N, K] int64, distinct within a row, in any order.
+        ids: [N, K] int64, int32 once decoded, distinct within a row, in any order.
         logits: [N, K] float32, finite.
-        draw_ids: [N, R] int64, in any order, may repeat.
+        draw_ids: [N, R] like ids, in any order, may repeat.
         draw_logits: [N, R] float32, finite.
         logsumexp: [N, temperatures] float32, over all V classes, on the scale of the logits.
         label_log_probs: [N] float32, at temperature 1.

@@ -70,7 +70,7 @@ class Lossless(Codec):
                 bits = join_planes(columns, f"{prefix}logit", _FLOAT_BYTES)
                 parts.append(bits.view(np.float32))
             else:
-                parts.append(np.zeros((rows, 0), dtype=np.int64))
+                parts.append(np.zeros((rows, 0), dtype=np.int32))
                 parts.append(np.zeros((rows, 0), dtype=np.float32))
         parts += columns["logsumexp"].copy(), columns["label_log_prob"][:, 0].copy()
         return Entries(*parts)

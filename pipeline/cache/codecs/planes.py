@@ -57,6 +57,7 @@ def split_ids(ids: np.ndarray, num_classes: int, prefix: str) -> Columns:
 
 
 def join_ids(columns: Mapping[str, np.ndarray], num_classes: int, prefix: str) -> np.ndarray:
-    """The inverse of `split_ids`, int64."""
+    """The inverse of `split_ids`, int32."""
     gaps = join_planes(columns, prefix, count_planes(num_classes - 1))
-    return torch.cumsum(torch.from_numpy(gaps), dim=1, dtype=torch.int32).numpy().astype(np.int64)
+    ids: np.ndarray = torch.cumsum(torch.from_numpy(gaps), dim=1, dtype=torch.int32).numpy()
+    return ids

@@ -96,7 +96,7 @@ class Steps(Codec):
     def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
         """Add up the differences, look up the levels."""
         head = np.ascontiguousarray(columns["head"]).view(self._head(layout))[:, 0]
-        ids = draw_ids = np.zeros((len(head), 0), dtype=np.int64)
+        ids = draw_ids = np.zeros((len(head), 0), dtype=np.int32)
         logits = draw_logits = np.zeros((len(head), 0), dtype=np.float32)
         if layout.top_k:
             ids = join_ids(columns, layout.num_classes, "gap")
