@@ -5,14 +5,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.cache.order import epoch_order
+from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
 from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
@@ -44,13 +44,37 @@ class Selection(Dataset[Example]):
         return self.source[int(self.indices[index])]
 
 
+@dataclass(frozen=True)
+class StepRows(Sequence[int]):
+    """The rows of one rank's step, computed where they are iterated over: skipped ones never are.
+
+    Attributes:
+        order: of the epoch.
+        places: in it.
+    """
+
+    order: EpochOrder
+    places: range
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        start, stop, step = self.places.start, self.places.stop, self.places.step
+        return iter(self.order[start:stop:step].tolist())
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
 class StepSampler(Sampler[list[int]]):
     """One rank's share of every batch of an epoch.
 
     The order is a pure function of (rows, seed, epoch), local enough for the disk. It is cut into
     batches of `batch_size` times `world_size`, and rank r takes every `world_size`-th row of each
     from r on: together the ranks see every row once. Rows that are left and too few to give each
-    rank one join the last batch, so that all ranks take the same number of steps.
+    rank one join the last batch, so that all ranks take the same number of steps. Whoever continues
+    an epoch steps over what was taken: that neither computes rows nor reads any.
 
     Raises:
         ConfigError: there are fewer rows than ranks.
@@ -74,25 +98,26 @@ class StepSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        whole, left = divmod(rows, batch_size * world_size)
-        ends = [batch_size * world_size * (index + 1) for index in range(whole)]
-        if not ends or (left >= world_size and not drop_last):
-            ends.append(rows)
-        elif not drop_last:
-            ends[-1] = rows
-        self._ends = ends
+        self._size = batch_size * world_size
+        whole, left = divmod(rows, self._size)
+        drop = drop_last and whole > 0
+        self._steps = whole + (whole == 0 or (left >= world_size and not drop))
+        self._end = whole * self._size if drop else rows
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.rows, block=STREAM_BLOCK, seed=self.seed, epoch=self.epoch)
-        for start, end in zip([0, *self._ends], self._ends, strict=False):
-            yield order[start:end][self.rank :: self.world_size].tolist()
+        order = EpochOrder(self.rows, STREAM_BLOCK, self.seed, self.epoch)
+        for step in range(self._steps):
+            start = step * self._size
+            end = self._end if step == self._steps - 1 else start + self._size
+            rows = StepRows(order, range(start + self.rank, end, self.world_size))
+            yield cast(list[int], rows)  # torch says list and only iterates
 
 
 @dataclass(frozen=True)

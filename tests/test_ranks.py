@@ -36,7 +36,7 @@ def shares(rows: int, size: int, ranks: int, epoch: int = 0) -> list[list[list[i
     samplers = [StepSampler(rows, size, 5, rank, ranks) for rank in range(ranks)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
-    return [list(sampler) for sampler in samplers]
+    return [[list(batch) for batch in sampler] for sampler in samplers]
 
 
 @given(

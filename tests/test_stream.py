@@ -1,12 +1,18 @@
 """The order of an epoch as mathematics, and the stream that follows it."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cache_examples import assert_same, make_draft, make_example, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
-from pipeline.cache import TeacherCache, epoch_order
+from pipeline.batches import StepSampler
+from pipeline.cache import EpochOrder, TeacherCache, epoch_order
+from pipeline.cache.order import BUFFER_BLOCKS
 
 counts = st.integers(0, 3000)
 blocks = st.integers(1, 100)
@@ -28,6 +34,76 @@ def test_ranks_share_an_epoch_without_overlap(count, block, seed, world):
     order = epoch_order(count, block, seed, 0)
     parts = [order[rank::world] for rank in range(world)]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=counts, block=blocks, seed=seeds, ends=st.tuples(counts, counts, st.integers(1, 9)))
+def test_any_part_of_an_order_is_computed_alone(count, block, seed, ends):
+    start, stop, step = ends
+    places = slice(min(start, stop), max(start, stop), step)
+    whole = epoch_order(count, block, seed, 2)
+    np.testing.assert_array_equal(EpochOrder(count, block, seed, 2)[places], whole[places])
+
+
+class Rows(Dataset):
+    """As many rows as wanted, each its own number."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return row
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(12, 400),
+    size=st.integers(1, 9),
+    ranks=st.integers(1, 6),
+    workers=st.sampled_from([0, 0, 0, 0, 0, 0, 0, 2]),
+    epoch=st.integers(0, 3),
+    taken=st.integers(0, 5),
+)
+def test_ranks_and_workers_share_an_order_and_go_on(rows, size, ranks, workers, epoch, taken):
+    """What all ranks see is the epoch's order cut into steps, and the rest of it after some."""
+    order = epoch_order(rows, 64, 7, epoch)
+    found = []
+    for rank in range(ranks):
+        sampler = StepSampler(rows, size, 7, rank, ranks)
+        sampler.set_epoch(epoch)
+        data = Rows(rows)
+        loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=list)
+        steps = list(loader)
+        assert steps == [list(step) for step in sampler]
+        assert [list(step) for step in list(sampler)[taken:]] == steps[taken:]
+        found.append(steps)
+    assert len({len(steps) for steps in found}) == 1
+    for number, parts in enumerate(zip(*found, strict=True)):
+        place = number * size * ranks
+        step = order[place : place + sum(len(part) for part in parts)]
+        for rank, part in enumerate(parts):
+            assert part == step[rank::ranks].tolist()
+    assert sum(len(step) for steps in found for step in steps) == rows
+
+
+def test_an_order_of_a_billion_rows_is_read_anywhere_from_little():
+    order = EpochOrder(10**9, 64, 3, 4)
+    far = order[999_000_000:999_000_016]
+    assert len(set(far.tolist())) == 16 and far.max() < 10**9
+    np.testing.assert_array_equal(order[999_000_003:999_000_016:4], far[3::4])
+    sampler = StepSampler(10**9, 16, 3)
+    assert len(sampler) == 10**9 // 16
+    first = next(iter(sampler))
+    assert list(first) == EpochOrder(10**9, 64, 3, 0)[:16].tolist()
+
+
+def test_the_same_order_on_every_machine():
+    """Numbers of version 1: an epoch that was begun elsewhere is continued here."""
+    assert EpochOrder(10**6, 64, 0, 0)[500_000:500_004].tolist() == [433023, 363794, 363745, 363752]
+    assert EpochOrder(40, 2, 5, 1)[:8].tolist() == [26, 7, 4, 25, 14, 5, 13, 30]
 
 
 @settings(max_examples=30, deadline=None)
@@ -59,6 +135,15 @@ def test_reads_stay_local():
     for start in range(0, len(order), 64 * 16):
         window = np.sort(order[start : start + 64 * 16])
         assert (np.diff(window) > 1).sum() < 18
+
+
+def test_a_batch_is_as_mixed_as_a_buffer_allows():
+    """Two of a batch are of one block as often as 1 in 16, and never of one batch's worth more."""
+    order = epoch_order(64 * 4000, 64, 1, 0)
+    batches = order[: len(order) // 32 * 32].reshape(-1, 32)
+    near = np.abs(batches[:, :, None] - batches[:, None, :]) < 32
+    others = near.sum() / len(batches) - 32
+    assert others / (32 * 31) < 1 / BUFFER_BLOCKS
 
 
 def test_no_two_rows_are_bound_together_for_ever():
@@ -99,3 +184,24 @@ def test_a_stream_can_be_of_one_split_and_in_stored_order(cache):
     assert stored == [f"text-{row}" for row in test]
     shuffled = [e.example_id for e in cache.stream(0, 0, indices=test)]
     assert sorted(shuffled) == sorted(stored) and shuffled != stored
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_stream_continues_where_it_was_left(cache, shuffle):
+    for rank in range(3):
+        whole = [e.example_id for e in cache.stream(5, 2, rank, 3, shuffle=shuffle)]
+        for taken in (0, 1, 7, len(whole), 20):
+            rest = cache.stream(5, 2, rank, 3, shuffle=shuffle, skip=taken)
+            assert [e.example_id for e in rest] == whole[taken:]
+
+
+def test_what_is_skipped_is_not_read(cache, tmp_path):
+    """The shards of all that was seen before are gone."""
+    order = epoch_order(30, 64, 3, 0)
+    copy = Path(shutil.copytree(cache.path, tmp_path / "copy"))
+    needed = {row // 4 for row in order[24:]}
+    for shard in set(range(8)) - needed:
+        shutil.rmtree(copy / f"shards/{shard:05d}")
+    assert len(needed) < 8
+    rest = TeacherCache.open(copy).stream(3, 0, skip=24)
+    assert [e.example_id for e in rest] == [f"text-{row}" for row in order[24:]]

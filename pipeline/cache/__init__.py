@@ -15,7 +15,7 @@ from pipeline.cache.manifest import (
     read_manifest,
     require_same,
 )
-from pipeline.cache.order import epoch_order
+from pipeline.cache.order import EpochOrder, epoch_order
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.writer import CacheWriter
@@ -26,6 +26,7 @@ __all__ = [
     "CacheWriter",
     "Codec",
     "Draft",
+    "EpochOrder",
     "Identity",
     "Manifest",
     "ShardWriter",

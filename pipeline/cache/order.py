@@ -1,45 +1,145 @@
 """The order in which an epoch visits a cache: shuffled, and yet kind to the disk.
 
-    rows -> cut into blocks of neighbours -> blocks shuffled -> rows shuffled within a few blocks
+    place in the epoch -> block of neighbours, by a permutation of all blocks -> shuffled among the
+    rows of the few blocks that share a buffer -> row
 
-Reads stay local, because only the few blocks of one buffer are in use at a time. The order is a
-pure function of its arguments, on any machine: it sorts by the raw output of Philox, which numpy
-promises never to change.
+Nothing is stored: any part of the order is computed from where it stands, so that an epoch of 10^9
+rows begins, or continues anywhere, at once. It is a pure function of its arguments, on any machine:
+integer arithmetic modulo 2^64 and a sort of distinct keys, no library's random numbers.
 """
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 BUFFER_BLOCKS = 16
+_CHUNK_BUFFERS = 32  # computed together: numpy's calls cost more than its arithmetic below that
+_ROUNDS = 64
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
-def epoch_order(rows: int | np.ndarray, block: int, seed: int, epoch: int) -> np.ndarray:
-    """Shuffle rows for one epoch.
+@dataclass(frozen=True)
+class EpochOrder:
+    """A permutation of `count` rows, read by slices. Rank r of w ranks takes `order[r::w]`.
 
-    Args:
-        rows: how many rows there are, or [n] the rows themselves.
+    Attributes:
+        count: how many rows there are.
         block: neighbouring rows that stay together until the last step; the order is a full shuffle
             where all rows fit into 16 blocks.
         seed: of the run, epoch: from 0; each pair gives another order. Both may be any integers.
-
-    Returns:
-        [n] int64, a permutation of the rows. Rank r of w ranks takes `order[r::w]`.
     """
-    if block < 1:
-        raise ValueError(f"block must be at least 1, found {block}")
-    rows = np.arange(rows) if isinstance(rows, int) else np.asarray(rows, dtype=np.int64)
-    count = len(rows)
-    bits = np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch % 2**64]))
-    # Borders move from epoch to epoch, so that no two rows are together in every one.
-    offset = int(bits.random_raw()) % block
-    of_block = (np.arange(count) + offset) // block
-    rank = np.argsort(bits.random_raw(int(of_block[-1]) + 1 if count else 0), kind="stable")
-    rows = rows[np.argsort(rank[of_block], kind="stable")]
-    return _shuffle_buffers(rows, block * BUFFER_BLOCKS, bits)
+
+    count: int
+    block: int
+    seed: int
+    epoch: int
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, found {self.block}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """[n] int64, the rows at some places of the epoch; only their own part is computed."""
+        start, stop, step = places.indices(self.count)
+        if step < 0:
+            raise ValueError("an order is read forwards")
+        size = self._buffer * _CHUNK_BUFFERS
+        parts = []
+        for chunk in range(start // size, -(-stop // size)):
+            begin = chunk * size
+            first = start if start >= begin else start + -(-(begin - start) // step) * step
+            parts.append(_order_chunk(self, chunk)[first - begin : stop - begin : step])
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    @property
+    def _buffer(self) -> int:
+        return self.block * BUFFER_BLOCKS
+
+    @cached_property
+    def _key(self) -> int:
+        return _mix_one(_mix_one(self.seed % 2**64) ^ (self.epoch % 2**64))
+
+    @cached_property
+    def _offset(self) -> int:
+        """Borders move from epoch to epoch, so that no two rows are together in every one."""
+        return _mix_one(self._key ^ 1) % self.block
+
+    @cached_property
+    def _blocks(self) -> int:
+        return -(-(self.count + self._offset) // self.block)
+
+    @cached_property
+    def _short(self) -> tuple[tuple[int, int], ...]:
+        """(place, rows less than `block`) of the first and of the last block."""
+        last = self._blocks * self.block - self._offset - self.count
+        ends = self._permute(np.array([0, self._blocks - 1]), inverse=True)
+        return (int(ends[0]), self._offset), (int(ends[1]), last)
+
+    def _permute(self, blocks: np.ndarray, inverse: bool = False) -> np.ndarray:
+        """A keyed permutation of [0, blocks): in each round either stay or swap with the mirror
+        image about a random centre, as the larger of the two is told (the swap-or-not shuffle of
+        Hoang, Morris and Rogaway)."""
+        rounds = range(_ROUNDS)
+        for number in reversed(rounds) if inverse else rounds:
+            key = _mix_one(self._key ^ (number + 2))
+            mirrored = (key % self._blocks - blocks) % self._blocks
+            larger = np.maximum(blocks, mirrored).astype(np.uint64)
+            swap = (_mix(larger ^ np.uint64(key)) & np.uint64(1)).astype(bool)
+            blocks = np.where(swap, mirrored, blocks)
+        return blocks
+
+    def _find_start(self, places: np.ndarray) -> np.ndarray:
+        """Where in the epoch the blocks at these places of the permutation begin."""
+        starts = places * self.block
+        for place, missing in self._short:
+            starts = starts - np.where(places > place, missing, 0)
+        return starts
+
+    def compute(self, first: int, last: int) -> np.ndarray:
+        """The rows at places first to last of the epoch, both at borders of buffers or its end."""
+        places = np.arange(first, last)
+        at = places // self.block
+        for _ in self._short:
+            at += places >= self._find_start(at + 1)
+        used = np.arange(at[0], at[-1] + 1)
+        starts = self._permute(used) * self.block - self._offset
+        # The first block lacks its first rows, not its last.
+        rows = np.maximum(starts, 0)[at - used[0]] + places - self._find_start(at)
+        keys = _mix(places.astype(np.uint64) ^ np.uint64(self._key))
+        whole = len(rows) // self._buffer * self._buffer
+        square = (-1, self._buffer)
+        inner = np.argsort(keys[:whole].reshape(square), axis=1, kind="stable")
+        head = np.take_along_axis(rows[:whole].reshape(square), inner, axis=1).ravel()
+        return np.concatenate([head, rows[whole:][np.argsort(keys[whole:], kind="stable")]])
 
 
-def _shuffle_buffers(rows: np.ndarray, size: int, bits: np.random.Philox) -> np.ndarray:
-    keys = bits.random_raw(len(rows))
-    whole = len(rows) // size * size
-    inner = np.argsort(keys[:whole].reshape(-1, size), axis=1, kind="stable")
-    head = np.take_along_axis(rows[:whole].reshape(-1, size), inner, axis=1).ravel()
-    return np.concatenate([head, rows[whole:][np.argsort(keys[whole:], kind="stable")]])
+def epoch_order(rows: int | np.ndarray, block: int, seed: int, epoch: int) -> np.ndarray:
+    """[n] int64, all of an epoch's order at once: of n rows, or of these rows."""
+    if isinstance(rows, int):
+        return EpochOrder(rows, block, seed, epoch)[:]
+    picked: np.ndarray = np.asarray(rows)[EpochOrder(len(rows), block, seed, epoch)[:]]
+    return picked
+
+
+@lru_cache(maxsize=8)
+def _order_chunk(order: EpochOrder, chunk: int) -> np.ndarray:
+    size = order.block * BUFFER_BLOCKS * _CHUNK_BUFFERS
+    return order.compute(chunk * size, min((chunk + 1) * size, order.count))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: uint64 to uint64, one to one."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
+
+
+def _mix_one(value: int) -> int:
+    return int(_mix(np.array([value & _MASK], dtype=np.uint64))[0])

@@ -22,7 +22,7 @@ import torch
 from pipeline.cache.hidden import CHUNK_ROWS, LazySignals
 from pipeline.cache.index import find_rows, read_ids, read_split
 from pipeline.cache.manifest import Manifest, read_manifest
-from pipeline.cache.order import epoch_order
+from pipeline.cache.order import EpochOrder
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
@@ -30,6 +30,7 @@ from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
+_ORDER_ROWS = 1024  # rows of an order that a stream asks for at a time
 _OPEN_SHARDS = 32
 _MEMORY = 256 * 2**20
 
@@ -198,16 +199,24 @@ class TeacherCache:
         *,
         indices: np.ndarray | None = None,
         shuffle: bool = True,
+        skip: int = 0,
     ) -> Iterator[CachedExample]:
-        """Read one epoch: every `world_size`-th example of `epoch_order`, from `rank` on.
+        """Read one epoch: every `world_size`-th example of its `EpochOrder`, from `rank` on.
 
         Args:
             indices: the rows to visit, all by default; their order matters only without `shuffle`.
+            skip: how many of its examples this rank has had; they are neither read nor counted up.
         """
-        rows = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
-        order = epoch_order(np.sort(rows), STREAM_BLOCK, seed, epoch) if shuffle else rows
-        for row in order[rank::world_size]:
-            yield self[int(row)]
+        count = len(self) if indices is None else len(indices)
+        if indices is not None and shuffle:
+            indices = np.sort(indices)
+        order = EpochOrder(count, STREAM_BLOCK, seed, epoch)
+        step = world_size * _ORDER_ROWS
+        for start in range(rank + skip * world_size, count, step):
+            stop = min(start + step, count)
+            places = order[start:stop:world_size] if shuffle else range(start, stop, world_size)
+            for place in places:
+                yield self[int(place if indices is None else indices[place])]
 
     @property
     def _opened(self) -> _Opened:
