@@ -178,8 +178,8 @@ def _read_cache(path: Path, digest: str) -> CacheReport | str:
     """The report of a cache, or why there is none."""
     try:
         cache = TeacherCache.open(path)
-    except CacheError:
-        return f"{path} is no longer there"
+    except CacheError as error:
+        return str(error) if path.exists() else f"{path} is no longer there"
     if cache.manifest.digest != digest:
         return f"{path} holds another cache now"
     capture = path / "capture.json"

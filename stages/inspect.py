@@ -4,6 +4,7 @@ cache -> manifest -> identity and counts; a sample of examples -> survey; or one
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from pipeline.report.contents import (
 from pipeline.report.rows import format_bytes
 from pipeline.report.survey import survey_examples
 from pipeline.report.text import show_invisible, show_running
+from stages.naming import name_teacher
 
 SAMPLE_EXAMPLES = 512  # enough for percentiles; a whole large cache would take hours to read
 _DIGEST_LETTERS = 12
+_DIGEST = re.compile("[0-9a-f]{32,}")
+_WIDE = 110  # from here on, four choices of the teacher stand on one line
 
 
 def inspect(
@@ -50,7 +54,10 @@ def inspect(
 def _print_cache(cache: TeacherCache, console: Console) -> None:
     manifest = cache.manifest
     console.print(Text(str(cache.path), style="bold"))
-    console.print(_facts_table({**_identity(manifest), **_contents(manifest)}))
+    facts = {**_identity(manifest), **_contents(manifest)}
+    if name := name_teacher(cache):
+        facts["teacher"] = f"{name} · {facts['teacher']}"
+    console.print(_facts_table(facts))
     console.print()
     console.print(bytes_table(column_bytes(cache), manifest.totals.tokens))
     sample = _sample_rows(len(cache))
@@ -78,17 +85,21 @@ def _print_example(cache: TeacherCache, example: CachedExample, console: Console
     console.print(_facts_table(facts))
     console.print()
     if manifest.shifted:
-        console.print(token_table(example, spell))
+        console.print(token_table(example, spell, per_line=4 if console.width >= _WIDE else 2))
     else:
         console.print(class_table(example, manifest.label_names))
 
 
 def _explain_bounds(manifest: Manifest) -> str:
     if manifest.layout.top_k == manifest.num_classes:
-        return "entropy is the teacher's own; every class is kept, so both bounds are exact"
+        return (
+            "Entropy and loss are in nats. The entropy is the teacher's own; every class is kept,"
+            " so low and high are one."
+        )
     return (
-        "entropy is the teacher's own, exact on the kept classes; at most: the rest of the mass"
-        " spread evenly; at least: heaped up, no class above the least kept one"
+        "Entropy and loss are in nats. The entropy is the teacher's own, exact on the kept"
+        " classes; low: the rest of the mass heaped up, no class above the least kept one; high:"
+        " spread evenly."
     )
 
 
@@ -159,7 +170,7 @@ def _describe(found: Mapping[str, Any]) -> str:
         if value is None or value == {} or value == []:
             continue
         brief = _brief(value)
-        if key.endswith("digest"):
+        if _DIGEST.fullmatch(brief):
             brief = brief[:_DIGEST_LETTERS]
         parts.append(brief if key in ("digest", "name") else f"{key} {brief}")
     return " · ".join(parts)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import transformers
-import yaml
 from pydantic import Field
 
 from pipeline.cache import TeacherCache
@@ -27,6 +26,7 @@ from pipeline.student import FromScratch, Origin, build_student, freeze, own_tok
 from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, Outcome, train_model
+from stages.naming import name_teacher
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
@@ -161,18 +161,9 @@ def _describe_teacher(reading: Reading, evaluation: EvaluationConfig) -> dict[st
     slices = [column for column in evaluation.slices if column in scores.columns]
     teacher = cache.manifest.identity.teacher
     return {
-        "name": _name_teacher(cache),
+        "name": name_teacher(cache) or teacher["architecture"],
         "architecture": teacher["architecture"],
         "parameters": teacher["parameters"],
         "metrics": [vars(metric) for metric in measure(reading.task, scores, slices)],
         **reading.task.details(scores),
     }
-
-
-def _name_teacher(cache: TeacherCache) -> str:
-    """The last part of its folder or hub name; a manifest knows a teacher by its content alone."""
-    file = cache.path / "config.yaml"
-    if not file.is_file():
-        return str(cache.manifest.identity.teacher["architecture"])
-    model = yaml.safe_load(file.read_text(encoding="utf-8"))["teacher"]["model"]
-    return Path(model).expanduser().resolve().name

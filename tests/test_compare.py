@@ -156,6 +156,14 @@ def test_a_cost_that_cannot_be_told_is_left_out_with_a_note(
     assert note in found and "of kd is left out" in found
 
 
+def test_a_cache_that_cannot_be_read_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    digest = write_timed_cache(tmp_path / "cache")
+    (tmp_path / "cache" / "manifest.json").write_text("{", encoding="utf-8")
+    run = write_run(tmp_path / "kd", cache=tmp_path / "cache", digest=digest)
+    [note] = read_comparison([run]).notes
+    assert "manifest.json: cannot be read" in note and "no longer there" not in note
+
+
 def test_runs_of_different_caches_may_be_compared_and_the_report_says_so(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, cache=name, digest=name) for name in ("a", "b")]
     assert "different caches" in read_comparison(runs).notes[0]

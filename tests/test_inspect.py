@@ -1,5 +1,7 @@
 """What `inspect` tells about a real cache equals what was written into it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from pipeline.targets import UNLABELLED
 from stages.inspect import SAMPLE_EXAMPLES, inspect
 
 
-def printed(path: Path, example_id: str | None = None) -> str:
-    console = Console(width=200, force_terminal=False)
+def printed(path: Path, example_id: str | None = None, width: int = 200) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         inspect(path, example_id, console)
     return capture.get()
@@ -61,6 +63,25 @@ def test_identity_counts_and_bytes_are_shown_with_shortened_digests(language_cac
     assert "the 3 highest of 8 classes" in output
 
 
+def test_the_teacher_has_the_name_that_it_was_cached_under(
+    tmp_path: Path, language_cache: Path
+) -> None:
+    assert "a-teacher" in line_of(printed(language_cache), "teacher")
+    cache = shutil.copytree(language_cache, tmp_path / "cache")
+    config = {"teacher": {"model": "some/where/Teacher-8B/"}}
+    (cache / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    assert line_of(printed(cache), "teacher")[0] == "Teacher-8B"
+
+
+def test_eighty_columns_break_no_number_and_no_choice(language_cache: Path) -> None:
+    survey = printed(language_cache, width=80)
+    assert len(line_of(survey, "entropy, high")) == 8
+    choices = printed(language_cache, "doc-0", width=80)
+    probabilities = LOGITS.softmax(-1)
+    for token, class_id in (("return", 1), ("def", 2)):
+        assert f"{token} {probabilities[0, class_id]:.2f}" in choices
+
+
 def test_bytes_per_token_by_column_add_up_to_the_whole(language_cache: Path) -> None:
     output = printed(language_cache)
     rows = output.split("bytes/token")[1].split("\n\n")[0].splitlines()[1:]
@@ -74,9 +95,7 @@ def test_kept_mass_and_loss_are_those_of_the_dense_distribution(language_cache: 
     loss = -LOGITS.log_softmax(-1)[range(3), [1, 5, 6]]
     assert float(line_of(output, "kept mass")[-1]) == pytest.approx(float(kept.mean()), abs=1e-4)
     assert float(line_of(output, "kept mass")[3]) == pytest.approx(float(kept.median()), abs=1e-4)
-    assert float(line_of(output, "loss on labels, nats")[-1]) == pytest.approx(
-        float(loss.mean()), abs=1e-3
-    )
+    assert float(line_of(output, "label loss")[-1]) == pytest.approx(float(loss.mean()), abs=1e-3)
 
 
 def test_an_example_is_shown_token_by_token_with_the_teachers_choices(
@@ -114,16 +133,16 @@ def test_loss_is_measured_on_labelled_targets_only(class_cache: Path) -> None:
     output = printed(class_cache)
     loss = -float(torch.tensor([1.0, 3.0, 0.0]).log_softmax(-1)[0])
     assert "2 targets, 1 with a label" in output
-    assert float(line_of(output, "loss on labels, nats")[-1]) == pytest.approx(loss, abs=1e-3)
+    assert float(line_of(output, "label loss")[-1]) == pytest.approx(loss, abs=1e-3)
 
 
 def test_entropy_is_exact_where_every_class_is_kept(class_cache: Path) -> None:
     output = printed(class_cache)
     p = torch.tensor([1.0, 3.0, 0.0]).softmax(-1)
     entropy = float(torch.special.entr(p).sum())
-    for bound in ("entropy at least, nats", "entropy at most, nats"):
+    for bound in ("entropy, low", "entropy, high"):
         assert float(line_of(output, bound)[-1]) == pytest.approx(entropy, abs=1e-3)
-    assert "both bounds are exact" in output
+    assert "low and high are one" in output
 
 
 def test_a_large_cache_is_sampled_and_says_how_much(tmp_path: Path) -> None:

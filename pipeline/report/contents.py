@@ -36,11 +36,11 @@ def survey_table(survey: Survey) -> Table:
     table = _table("at T = 1", *(f"{p} %" for p in PERCENTILES), "mean")
     rows = [
         ("kept mass", survey.kept_mass, 4),
-        ("entropy at least, nats", survey.entropy_low, 3),
-        ("entropy at most, nats", survey.entropy_high, 3),
+        ("entropy, low", survey.entropy_low, 3),
+        ("entropy, high", survey.entropy_high, 3),
     ]
     if len(survey.label_loss):
-        rows.append(("loss on labels, nats", survey.label_loss, 3))
+        rows.append(("label loss", survey.label_loss, 3))
     for name, values, decimals in rows:
         if len(values):
             cells = [f"{v:.{decimals}f}" for v in (*percentiles(values), float(values.mean()))]
@@ -48,20 +48,20 @@ def survey_table(survey: Survey) -> Table:
     return table
 
 
-def token_table(example: CachedExample, spell: Spell, choices: int = 4) -> Table:
+def token_table(example: CachedExample, spell: Spell, choices: int = 4, per_line: int = 4) -> Table:
     """One row per token: what was read, what came next and what the teacher expected there.
 
     Positions without a target (a prompt, the end of a document) show the token alone. A line
     separates packed documents.
     """
-    table = _table("", "token", "next", "p(next)", f"the teacher's {choices} first choices", "rest")
+    table = _table("", "token", "next", "p(next)", f"the teacher's first {choices}", "rest")
     distribution = example.targets.at(1.0)
     rows = {int(t): n for n, t in enumerate(example.target_positions)}
     ends = {int(end) - 1 for end in example.segment_lengths.cumsum()}
     for position, token in enumerate(example.input_ids):
         cells: list[Text | str] = [str(position), _spelt(spell, int(token))]
         if position in rows:
-            cells += _expectation(example, distribution, rows[position], spell, choices)
+            cells += _expectation(example, distribution, rows[position], spell, choices, per_line)
         else:
             cells += ["", "", "", ""]
         table.add_row(*cells, end_section=position in ends)
@@ -84,15 +84,22 @@ def class_table(example: CachedExample, label_names: Sequence[str] | None) -> Ta
 
 
 def _expectation(
-    example: CachedExample, distribution: SparseDistribution, row: int, spell: Spell, choices: int
+    example: CachedExample,
+    distribution: SparseDistribution,
+    row: int,
+    spell: Spell,
+    choices: int,
+    per_line: int,
 ) -> list[Text | str]:
     label = int(example.targets.label_ids[row])
     known = label != UNLABELLED
     probability = float(torch.exp(example.targets.label_log_probs[row]))
-    first = Text("  ").join(
+    pairs = [
         Text.assemble(_spelt(spell, i), f" {p:.2f}")
         for i, p in _ranked(distribution, row)[:choices]
-    )
+    ]
+    lines = [pairs[start : start + per_line] for start in range(0, len(pairs), per_line)]
+    first = Text("\n").join(Text("  ").join(line) for line in lines)
     return [
         _spelt(spell, label) if known else "",
         f"{probability:.3f}" if known else ABSENT,
