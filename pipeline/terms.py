@@ -1,17 +1,26 @@
-"""The terms of a student's loss on one batch, before anything is normalised.
+"""The terms of a student's loss on one batch, and their weighted sum.
 
 model + batch -> run_student -> StudentOutputs -> each loss, one value per position -> its sum
+model + batch -> hidden states at the targets -> FusedHead -> the same sums, without logits
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
+from pipeline.losses.classes import ClassLoss
+from pipeline.losses.fused import FusedHead
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
 
@@ -32,12 +41,105 @@ def attach_projections(
 
 def projections_of(model: nn.Module) -> nn.ModuleDict:
     """The module `attach_projections` added, under any wrapper."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    found = getattr(inner, PROJECTIONS)
+    found = getattr(_unwrap(model), PROJECTIONS)
     assert isinstance(found, nn.ModuleDict)
     return found
+
+
+def fuse_head(model: nn.Module, num_classes: int | None) -> FusedHead | None:
+    """The student's output head fused with its losses, or None where its logits are needed.
+
+    It is None for a model without a head over a vocabulary, and, with one logged line, for one
+    whose logits are more than a scaled and capped linear map, or whose weights are sharded.
+
+    Args:
+        model: the student, under any wrapper.
+        num_classes: V of the cache; None for every row of the head.
+    """
+    inner = _unwrap(model)
+    layer = inner.get_output_embeddings()
+    if layer is None:
+        return None
+    if not isinstance(layer, nn.Linear):
+        _say_unfused(inner, "its output head is not linear")
+        return None
+    num_classes = num_classes or len(layer.weight)
+    if len(layer.weight) < num_classes:  # refused by the losses, which know the cache
+        return None
+    if _is_sharded(model, layer.weight):
+        _say_unfused(inner, "its weights are sharded")
+        return None
+    was_training = inner.training
+    try:
+        head = OutputHead.of(inner.eval(), num_classes)
+    except ModelError as error:
+        _say_unfused(inner, str(error))
+        return None
+    finally:
+        inner.train(was_training)
+    return FusedHead(replace(head, weight=layer.weight, bias=layer.bias))
+
+
+def weigh_terms(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    losses: Sequence[Loss],
+    factors: Sequence[Tensor],
+    fused: FusedHead | None,
+) -> tuple[Tensor, Tensor, Any]:
+    """Run the student and sum its losses.
+
+    Args:
+        factors: of each loss in the total: its weight over what it is normalised by.
+        fused: of `fuse_head`.
+
+    Returns:
+        The weighted total, each loss's own sum over its valid units ([L], without gradient), and
+        what the model returned (logits of no position where the head is fused).
+    """
+    classes = [index for index, loss in enumerate(losses) if isinstance(loss, ClassLoss)]
+    if fused is None or not classes:
+        outputs, student = run_student(model, batch, losses)
+        sums = torch.stack(sum_terms(losses, student, batch, projections_of(model)))
+        total = (sums * torch.stack([f.to(sums) for f in factors])).sum()
+        if not classes and student.logits.requires_grad:
+            total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
+        return total, sums.detach(), outputs
+    with _head_input(_unwrap(model).get_output_embeddings()) as seen:
+        outputs, student = run_student(model, batch, losses)
+    hidden = seen[0].flatten(0, -2).index_select(0, batch["target_index"])
+    knowledge = _knowledge(batch)
+    total, found = fused.sum_terms(
+        [loss for loss in losses if isinstance(loss, ClassLoss)],
+        hidden,
+        knowledge,
+        [factors[index] for index in classes],
+    )
+    sums = found.new_zeros(len(losses))
+    sums[classes] = found
+    projections = projections_of(model)
+    for index, loss in enumerate(losses):
+        if index not in classes:
+            value = _sum(loss, student, knowledge, projections[str(index)])
+            sums[index] = value.detach()
+            total = total + value * factors[index].to(value)
+    return total, sums, outputs
+
+
+@contextmanager
+def _head_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the head is given, and give it no position instead."""
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(given[0])
+        return (given[0][:, :0], *given[1:])
+
+    handle = layer.register_forward_pre_hook(take)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def run_student(
@@ -48,7 +150,9 @@ def run_student(
     pooled = any(loss.needs_pooled for loss in losses)
     wanted = {"output_hidden_states": True} if layers or pooled else {}
     outputs = model(**batch["inputs"], **wanted)
-    logits = outputs.logits.flatten(0, -2).index_select(0, batch["target_index"])
+    logits = outputs.logits.flatten(0, -2)
+    if len(logits):
+        logits = logits.index_select(0, batch["target_index"])
     if not (layers or pooled):
         return outputs, StudentOutputs(logits)
     depth = len(outputs.hidden_states)
@@ -78,13 +182,37 @@ def sum_terms(
     projections: nn.ModuleDict,
 ) -> list[Tensor]:
     """The sum of each loss over its valid units of this batch."""
-    knowledge = Knowledge(batch.get("targets"), batch["label_ids"], batch.get("hidden", {}))
-    sums = []
-    for index, loss in enumerate(losses):
-        own = projections[str(index)]
-        assert isinstance(own, nn.ModuleDict)
-        sums.append(loss.per_position(student, knowledge, own).sum())
-    return sums
+    knowledge = _knowledge(batch)
+    return [
+        _sum(loss, student, knowledge, projections[str(index)]) for index, loss in enumerate(losses)
+    ]
+
+
+def _sum(loss: Loss, student: StudentOutputs, knowledge: Knowledge, own: nn.Module) -> Tensor:
+    assert isinstance(own, nn.ModuleDict)
+    return loss.per_position(student, knowledge, own).sum()
+
+
+def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
+    return Knowledge(batch.get("targets"), batch["label_ids"], batch.get("hidden", {}))
+
+
+def _unwrap(model: nn.Module) -> Any:
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner
+
+
+def _is_sharded(model: nn.Module, weight: Tensor) -> bool:
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    return wrapped or isinstance(weight, DTensor) or hasattr(weight, "ds_id")  # DeepSpeed's mark
+
+
+def _say_unfused(model: Any, reason: str) -> None:
+    logging.getLogger(__name__).warning(
+        "student: %s computes the logits of every position (%s)", type(model).__name__, reason
+    )
 
 
 def _signals(loss: Loss) -> list[str]:

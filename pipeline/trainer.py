@@ -22,14 +22,14 @@ from transformers import TrainingArguments as Arguments
 from pipeline.batches import COUNTED, Collator, Selection, StepSampler
 from pipeline.errors import ConfigError, NumericalError, did_you_mean
 from pipeline.losses.base import Loss
+from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
 from pipeline.terms import (
     attach_projections,
+    fuse_head,
     name_terms,
     printed_scale,
-    projections_of,
-    run_student,
-    sum_terms,
+    weigh_terms,
 )
 
 __all__ = ["DistillationTrainer", "attach_projections"]
@@ -72,6 +72,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._began = time.perf_counter() - seconds_before
         self._term_sums = torch.zeros(len(self.losses))
         self._steps_summed = 0
+        self._fused: tuple[FusedHead | None] | None = None
         args.remove_unused_columns = False  # the targets are no argument of forward()
         super().__init__(
             model=model,
@@ -146,22 +147,30 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             num_items_in_batch: counts in the order of `batches.COUNTED`; the batch's own if None.
         """
         counts = inputs["counts"] if num_items_in_batch is None else num_items_in_batch
-        outputs, student = run_student(model, inputs, self.losses)
-        sums = sum_terms(self.losses, student, inputs, projections_of(model))
+        units = [COUNTED.index(loss.unit) for loss in self.losses]
+        shares = 1.0 / counts[units].clamp(min=1)
         progress = self.state.global_step / max(self.state.max_steps, 1)
-        total = student.logits.new_zeros((), dtype=torch.float32)
-        means = []
-        for loss, value in zip(self.losses, sums, strict=True):
-            mean = value / counts[COUNTED.index(loss.unit)].clamp(min=1).to(value)
-            total = total + loss.weight_at(progress) * mean
-            means.append(mean.detach() / printed_scale(loss))
+        factors = [
+            loss.weight_at(progress) * share
+            for loss, share in zip(self.losses, shares, strict=True)
+        ]
+        total, sums, outputs = weigh_terms(
+            model, inputs, self.losses, factors, self._fused_head(model, inputs)
+        )
         self._check_finite(total, sums)
-        self._term_sums = self._term_sums.to(total.device) + torch.stack(means)
-        if self.args.world_size > 1 and not _read_logits(self.losses):
-            total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
+        scales = torch.tensor([printed_scale(loss) for loss in self.losses])
+        means = (sums * shares.to(sums) / scales.to(sums)).float()
+        self._term_sums = self._term_sums.to(total.device) + means
         # DDP averages gradients over ranks; the counts above are already those of all ranks.
         total = total * self.args.world_size if num_items_in_batch is not None else total
         return (total, outputs) if return_outputs else total
+
+    def _fused_head(self, model: nn.Module, inputs: Mapping[str, Any]) -> FusedHead | None:
+        """The student's head, probed at the first step."""
+        if self._fused is None:
+            targets = inputs.get("targets")
+            self._fused = (fuse_head(model, None if targets is None else targets.num_classes),)
+        return self._fused[0]
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """To the device, the targets too, which are no plain tensors."""
@@ -170,10 +179,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             moved["targets"] = moved["targets"].to(self.args.device)
         return moved
 
-    def _check_finite(self, total: Tensor, sums: Sequence[Tensor]) -> None:
+    def _check_finite(self, total: Tensor, sums: Tensor) -> None:
         if not torch.isfinite(total):
-            named = zip(self.term_names, sums, strict=True)
-            terms = ", ".join(f"{name} {float(value.detach()):g}" for name, value in named)
+            named = zip(self.term_names, sums.tolist(), strict=True)
+            terms = ", ".join(f"{name} {value:g}" for name, value in named)
             raise NumericalError(
                 f"step {self.state.global_step}: the loss is not finite ({terms}); lower"
                 " training.learning_rate, or look at the targets with stillroom inspect"
@@ -255,7 +264,3 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kwargs["train_dataloader"].batch_sampler.set_epoch(int(state.epoch or 0))
-
-
-def _read_logits(losses: Sequence[Loss]) -> bool:
-    return any(loss.unit in ("targets", "labels") for loss in losses)

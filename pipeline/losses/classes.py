@@ -1,22 +1,90 @@
-"""The student's class space read at few classes: the one place that touches [N, V].
+"""The student's class space read at few classes, which is all that a sparse loss needs of it.
 
-    logits [N, V'] -- pick_classes --> scores of the picked classes [N, K], logsumexp of the others
+    Question (ids, temperature) + logits [N, V'] -- pick_classes --> Picked -- answer --> [N] values
 
-Everything a sparse divergence needs follows from these two by arithmetic on [N, K]. Rows go through
-one small buffer that stays in the processor's cache, so that neither the forward nor the backward
-pass holds a [N, V] temporary beside the logits and their gradient.
+Everything follows from the scores of the picked classes and one logsumexp, by arithmetic on [N, K].
+Rows go through one small buffer that stays in the processor's cache, so that neither the forward
+nor the backward pass holds a [N, V] temporary beside the logits and their gradient. `fused` answers
+the same questions without the logits.
 """
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 
 _CPU_ELEMENTS = 1 << 20  # 4 MB of float32: measured fastest of 2^16 .. 2^22 at V = 32,000
 _GPU_ELEMENTS = 1 << 26  # 256 MB of float32: large enough to fill a device, small beside its memory
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a question asked of N rows of logits z.
+
+    Attributes:
+        scores: [N, K] float32 (float64 of float64 logits), z / T at the picked classes.
+        others: [N], logsumexp(z / T) over all classes, or over all but the picked ones.
+        mean: [N], the mean of z / T over all classes, where it was asked for.
+    """
+
+    scores: Tensor
+    others: Tensor
+    mean: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a loss wants to know of the student's logits at N positions, and what it makes of it.
+
+    Attributes:
+        ids: [N, K] int64; the id V means "nothing": its score is -inf and excludes no class.
+        num_classes: V.
+        answer: Picked -> one value per position, [N].
+        temperature: T.
+        exclude: leave the picked classes out of the logsumexp.
+        mean: whether the mean of the scores over all classes is wanted.
+    """
+
+    ids: Tensor
+    num_classes: int
+    answer: Callable[[Picked], Tensor]
+    temperature: float = 1.0
+    exclude: bool = False
+    mean: bool = False
+
+    def ask(self, logits: Tensor) -> Tensor:
+        """The answer to given logits [N, V'], [N]."""
+        scores, others = pick_classes(
+            logits,
+            self.ids,
+            self.num_classes,
+            temperature=self.temperature,
+            exclude=self.exclude,
+        )
+        mean = None
+        if self.mean:
+            mean = logits[:, : self.num_classes].mean(dim=1, dtype=scores.dtype) / self.temperature
+        return self.answer(Picked(scores, others, mean))
+
+
+class ClassLoss(Loss):
+    """A loss that reads the student's logits at few classes."""
+
+    @abstractmethod
+    def question(self, knowledge: Knowledge, width: int) -> Question:
+        """What it asks of logits [N, width] at the N positions of the knowledge."""
+
+    def per_position(
+        self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
+    ) -> Tensor:
+        """Return one value per target position, [N]; see `question` for what is refused."""
+        return self.question(knowledge, student.logits.shape[1]).ask(student.logits)
 
 
 def pick_classes(

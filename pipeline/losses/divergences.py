@@ -1,27 +1,27 @@
 """Divergences between the teacher's sparse distribution and the student, one value per position.
 
-    Targets -- at(T) --> SparseDistribution --+
-                                              +--> bucket_kl | drawn_kl | renormalised_kl --> x T²
-    student logits -- pick_classes -----------+
+    Targets -- at(T) --> SparseDistribution -- ask_bucket | ask_draws | ask_kept --> Question
+    student logits --> Picked --> KL x T²
 
 p is the teacher, q the student, both at temperature T; S the kept classes, m = 1 - sum_S p.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.losses.base import Knowledge, Loss, StudentOutputs, Unit
-from pipeline.losses.classes import pick_classes
+from pipeline.losses.base import Knowledge, Unit
+from pipeline.losses.classes import ClassLoss, Picked, Question
 from pipeline.targets import SparseDistribution
 
 Tail = Literal["auto", "bucket", "draws", "renormalise"]
 
 
-class ForwardKL(Loss):
+class ForwardKL(ClassLoss):
     """KL(teacher || student) at a cached temperature, times T².
 
     T² keeps the size of the gradient, and so the balance with the other losses, the same at every
@@ -48,10 +48,8 @@ class ForwardKL(Loss):
     def temperature_needed(self) -> float:
         return self.temperature
 
-    def per_position(
-        self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
-    ) -> Tensor:
-        """Return T² KL in nats per target position, [N].
+    def question(self, knowledge: Knowledge, width: int) -> Question:
+        """T² KL in nats per target position.
 
         Raises:
             ConfigError: there are no targets, the temperature was not cached, or `tail: draws` is
@@ -61,56 +59,54 @@ class ForwardKL(Loss):
             raise ConfigError(
                 "forward_kl: a teacher's targets are needed, found none; give a cache"
             )
-        teacher = knowledge.targets.at(self.temperature)
-        return self.temperature**2 * self._divergence(student.logits, teacher)
+        question = self._divergence(knowledge.targets.at(self.temperature))
+        return replace(
+            question, answer=lambda picked: self.temperature**2 * question.answer(picked)
+        )
 
-    def _divergence(self, logits: Tensor, teacher: SparseDistribution) -> Tensor:
+    def _divergence(self, teacher: SparseDistribution) -> Question:
         draws = teacher.draw_ids.shape[1] > 0
         whole = teacher.ids.shape[1] == teacher.num_classes
         if self.tail == "renormalise":
-            return renormalised_kl(logits, teacher, self.temperature)
+            return ask_kept(teacher, self.temperature)
         if self.tail == "draws" and not (draws or whole):
             raise ConfigError(
                 "forward_kl: tail: draws, but the cache holds no draws; use tail: bucket, or cache"
                 " the teacher with targets.tail_draws"
             )
         if whole or (draws and self.tail != "bucket"):
-            return drawn_kl(logits, teacher, self.temperature)
-        return bucket_kl(logits, teacher, self.temperature)
+            return ask_draws(teacher, self.temperature)
+        return ask_bucket(teacher, self.temperature)
 
 
-def bucket_kl(logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0) -> Tensor:
+def ask_bucket(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
     """KL over the kept classes and one outcome more: m against 1 - sum_S q, [N] nats.
 
     0 <= KL_bucket <= KL_dense, growing with K (the data-processing inequality), equal at K = V.
 
     Args:
-        logits: [N, V'] of the student, V' >= V.
         teacher: the teacher at this temperature.
         temperature: T.
     """
-    scores, others = pick_classes(
-        logits,
-        _ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes),
-        teacher.num_classes,
-        temperature=temperature,
-        exclude=True,
-    )
-    outcomes = torch.cat([scores, others[:, None]], dim=1)
-    log_tail = teacher.tail_mass.to(scores.dtype).log()[:, None]
-    log_probs = torch.cat([teacher.log_probs.to(scores.dtype), log_tail], dim=1)
-    normaliser = torch.logsumexp(outcomes, dim=1, keepdim=True)
-    return _weighted_log_ratio(log_probs.exp(), log_probs, outcomes - normaliser)
+
+    def answer(picked: Picked) -> Tensor:
+        outcomes = torch.cat([picked.scores, picked.others[:, None]], dim=1)
+        log_tail = teacher.tail_mass.to(outcomes.dtype).log()[:, None]
+        log_probs = torch.cat([teacher.log_probs.to(outcomes.dtype), log_tail], dim=1)
+        normaliser = torch.logsumexp(outcomes, dim=1, keepdim=True)
+        return _weighted_log_ratio(log_probs.exp(), log_probs, outcomes - normaliser)
+
+    ids = _ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes)
+    return Question(ids, teacher.num_classes, answer, temperature, exclude=True)
 
 
-def drawn_kl(logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0) -> Tensor:
+def ask_draws(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
     """sum_S p (log p - log q) + sum_j w_j (log p_j - log q_j) over the draws j, [N] nats.
 
     An unbiased estimate of the dense KL, and so is its gradient; exact where every class is kept.
     A single estimate may be negative.
 
     Args:
-        logits: [N, V'] of the student, V' >= V.
         teacher: the teacher at this temperature, with its draws.
         temperature: T.
     """
@@ -120,31 +116,33 @@ def drawn_kl(logits: Tensor, teacher: SparseDistribution, temperature: float = 1
         ids = torch.cat([ids, teacher.draw_ids], dim=1)
         log_probs = torch.cat([log_probs, teacher.draw_log_probs], dim=1)
         weights = torch.cat([weights, teacher.draw_weights], dim=1)
-    ids = _ids_or_nothing(ids, log_probs, teacher.num_classes)
-    scores, normaliser = pick_classes(logits, ids, teacher.num_classes, temperature=temperature)
-    return _weighted_log_ratio(
-        weights.to(scores.dtype), log_probs.to(scores.dtype), scores - normaliser[:, None]
-    )
+    return _ask_weighted(ids, weights, log_probs, teacher.num_classes, temperature)
 
 
-def renormalised_kl(
-    logits: Tensor, teacher: SparseDistribution, temperature: float = 1.0
-) -> Tensor:
+def ask_kept(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
     """KL(p / sum_S p || q) over the kept classes, [N] nats; 0 where none is kept.
 
     Biased: its optimum puts nothing on the tail.
 
     Args:
-        logits: [N, V'] of the student, V' >= V.
         teacher: the teacher at this temperature.
         temperature: T.
     """
     kept_mass = torch.logsumexp(teacher.log_probs, dim=1, keepdim=True)
     log_probs = teacher.log_probs - kept_mass.masked_fill(kept_mass == -torch.inf, 0.0)
-    ids = _ids_or_nothing(teacher.ids, log_probs, teacher.num_classes)
-    scores, normaliser = pick_classes(logits, ids, teacher.num_classes, temperature=temperature)
-    log_probs = log_probs.to(scores.dtype)
-    return _weighted_log_ratio(log_probs.exp(), log_probs, scores - normaliser[:, None])
+    return _ask_weighted(teacher.ids, log_probs.exp(), log_probs, teacher.num_classes, temperature)
+
+
+def _ask_weighted(
+    ids: Tensor, weights: Tensor, log_probs: Tensor, num_classes: int, temperature: float
+) -> Question:
+    """sum w (log p - log q) over entries [N, K] of the student's distribution q."""
+
+    def answer(picked: Picked) -> Tensor:
+        scores = picked.scores - picked.others[:, None]
+        return _weighted_log_ratio(weights.to(scores), log_probs.to(scores), scores)
+
+    return Question(_ids_or_nothing(ids, log_probs, num_classes), num_classes, answer, temperature)
 
 
 def _ids_or_nothing(ids: Tensor, log_probs: Tensor, num_classes: int) -> Tensor:

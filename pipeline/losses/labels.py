@@ -4,15 +4,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from pipeline.losses.base import Knowledge, Loss, StudentOutputs, Unit
-from pipeline.losses.classes import pick_classes
+from pipeline.losses.base import Knowledge, Unit
+from pipeline.losses.classes import ClassLoss, Picked, Question
 from pipeline.targets import UNLABELLED
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(ClassLoss):
     """-log q(label) at temperature 1, over the class space of the cache where there is one.
 
     Attributes:
@@ -26,20 +26,25 @@ class CrossEntropy(Loss):
     def unit(self) -> Unit:
         return "labels"
 
-    def per_position(
-        self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
-    ) -> Tensor:
-        """Return nats per target position, [N], 0 where there is no label."""
+    def question(self, knowledge: Knowledge, width: int) -> Question:
+        """The label's score against all others; 0 nats where there is no label."""
         targets = knowledge.targets
-        num_classes = student.logits.shape[1] if targets is None else targets.num_classes
+        num_classes = width if targets is None else targets.num_classes
         labelled = knowledge.label_ids != UNLABELLED
-        ids = torch.where(labelled, knowledge.label_ids, num_classes)[:, None]
-        score, others = pick_classes(student.logits, ids, num_classes, exclude=True)
-        # A row without a label has no score; any number does, since it is masked below.
-        score = torch.where(labelled, score[:, 0], 0.0)
-        losses = functional.softplus(others - score)
-        if self.label_smoothing:
-            mean = student.logits[:, :num_classes].mean(dim=1, dtype=score.dtype)
-            uniform = torch.logaddexp(score, others) - mean
-            losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
-        return torch.where(labelled, losses, 0.0)
+
+        def answer(picked: Picked) -> Tensor:
+            # A row without a label has no score; any number does, since it is masked below.
+            score = torch.where(labelled, picked.scores[:, 0], 0.0)
+            losses = functional.softplus(picked.others - score)
+            if picked.mean is not None:
+                uniform = torch.logaddexp(score, picked.others) - picked.mean
+                losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
+            return torch.where(labelled, losses, 0.0)
+
+        return Question(
+            ids=torch.where(labelled, knowledge.label_ids, num_classes)[:, None],
+            num_classes=num_classes,
+            answer=answer,
+            exclude=True,
+            mean=self.label_smoothing > 0.0,
+        )
