@@ -56,6 +56,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
         captures=1,
         epochs=1,
         reads=1,
+        codec_targets=160,
     )
 
 
@@ -133,6 +134,21 @@ def test_table_prints_every_row_and_explains_every_baseline(
     for row in content["rows"]:
         assert f"{row['what']}, {row['unit']}" in shown
         assert row["against"] in shown
+
+
+def test_codecs_stand_beside_the_records_of_others(
+    content: dict[str, Any], printed: StringIO
+) -> None:
+    points = [one for one in content["codecs"] if one["kept"] == "64"]
+    assert len({one["source"] for one in points}) == 2
+    for source in {one["source"] for one in points}:
+        found = {one["record"]: one for one in points if one["source"] == source}
+        naive, ours = found["int32 + float16"], found["steps, 96 levels"]
+        assert naive["bytes"] == 6 * 64 and ours["bytes"] < found["lossless"]["bytes"]
+        assert max(ours["kl"]) < 6e-4 and ours["mass"] < 1e-3
+        assert set(found["lossless"]["kl"]) == {0.0}
+        assert found["steps, 269 levels"]["kl"][0] < ours["kl"][0] / 4
+    assert "steps, 269 levels" in printed.getvalue()
 
 
 def test_columns_add_up_to_the_bytes_per_token_with_inputs(content: dict[str, Any]) -> None:

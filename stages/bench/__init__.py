@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.errors import StillroomError
 from pipeline.runs import write_json
+from stages.bench.codecs import list_points, measure_codecs, show_points
 from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.speed import measure_capture, measure_training
@@ -44,6 +45,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         console.print("measuring sizes and reads ...")
         sizes, columns = measure_sizes(setting)
         rows += sizes + measure_reading(setting)
+        console.print("measuring codecs ...")
+        points = measure_codecs(setting)
         content = {
             "version": VERSION,
             "machine": machine,
@@ -52,9 +55,11 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "config": config.model_dump(mode="json"),
             "rows": [row.to_json() for row in rows],
             "columns": columns,
+            "codecs": list_points(points),
         }
     show_rows(rows, "measured", console)
     show_columns(columns, console)
+    show_points(points, console)
     write_json(config.output, content)
     console.print(f"{config.output}: written", soft_wrap=True)
     return content

@@ -41,6 +41,7 @@ class BenchConfig(StrictModel):
         top_k, tail_draws, temperatures: of the targets; wide_k: of the other, without draws.
         student, batch_size: the model of a training step and its examples.
         captures, epochs, reads: repetitions of each side; an epoch is one over these files.
+        codec_targets: targets of each class space that the codecs are compared on.
         transfer_tokens, training_steps: of the whole job that is computed from these times.
     """
 
@@ -65,6 +66,7 @@ class BenchConfig(StrictModel):
     captures: int = Field(default=4, ge=1)
     epochs: int = Field(default=4, ge=1)
     reads: int = Field(default=5, ge=1)
+    codec_targets: int = Field(default=8192, ge=1)
     transfer_tokens: int = 295_000
     training_steps: int = 320
 
@@ -76,7 +78,7 @@ class BenchConfig(StrictModel):
         )
 
 
-QUICK = {"files": 8, "captures": 2, "epochs": 2, "reads": 2}
+QUICK = {"files": 8, "captures": 2, "epochs": 2, "reads": 2, "codec_targets": 2048}
 
 
 @dataclass(frozen=True)

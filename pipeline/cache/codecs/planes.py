@@ -9,7 +9,6 @@ number has statistics of its own.
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from pipeline.cache.codecs.base import Columns
 
@@ -32,14 +31,14 @@ def split_planes(values: np.ndarray, prefix: str, planes: int) -> Columns:
 
 
 def join_planes(columns: Mapping[str, np.ndarray], prefix: str, planes: int) -> np.ndarray:
-    """Columns to int32. A plane that is all zeros costs no arithmetic."""
-    values = columns[f"{prefix}_{0}"].astype(np.int32)
-    for plane in range(1, planes):
-        part = columns[f"{prefix}_{plane}"]
-        if plane == 1 or part.any():
-            higher = part.astype(np.int32)
-            higher <<= 8 * plane
-            values |= higher
+    """Columns to int32."""
+    # The highest planes of gaps are mostly all zeros: looking is cheaper than adding.
+    while planes > 1 and not columns[f"{prefix}_{planes - 1}"].any():
+        planes -= 1
+    values = columns[f"{prefix}_{planes - 1}"].astype(np.int32)
+    for plane in range(planes - 2, -1, -1):
+        values <<= 8
+        values += columns[f"{prefix}_{plane}"]
     return values
 
 
@@ -58,6 +57,6 @@ def split_ids(ids: np.ndarray, num_classes: int, prefix: str) -> Columns:
 
 def join_ids(columns: Mapping[str, np.ndarray], num_classes: int, prefix: str) -> np.ndarray:
     """The inverse of `split_ids`, int32."""
-    gaps = join_planes(columns, prefix, count_planes(num_classes - 1))
-    ids: np.ndarray = torch.cumsum(torch.from_numpy(gaps), dim=1, dtype=torch.int32).numpy()
+    ids = join_planes(columns, prefix, count_planes(num_classes - 1))
+    np.cumsum(ids, axis=1, out=ids)  # in place and in the same type: a cast would cost ten times
     return ids

@@ -126,13 +126,7 @@ class Steps(Codec):
         return count_planes(len(self._log_probs) - 1)
 
     def _head(self, layout: Layout) -> np.dtype[np.void]:
-        """The record that there is one of in each target, little endian and packed."""
-        fields = [("floor", "<u1" if self._planes(layout) == 1 else "<u2")] if layout.top_k else []
-        for index, temperature in enumerate(layout.temperatures):
-            if layout.top_k or temperature != 1.0:
-                # Above T = 1 it lies in [0, log V], below it has no such bound.
-                fields.append((f"logsumexp_{index}", "<i2" if temperature >= 1 else "<i4"))
-        return np.dtype([*fields, ("label", "<u2")])
+        return _describe_head(layout, "<u1" if self._planes(layout) == 1 else "<u2")
 
     def _round_kept(self, entries: Entries, one: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ascending ids and their levels, [N, K]; the highest has a level of its own."""
@@ -171,6 +165,17 @@ class Steps(Codec):
                 limits = np.iinfo(head.dtype[name])
                 # Rounded up, so that no rounding takes the last of the tail.
                 head[name] = np.ceil(lse / _step_at(temperature)).clip(limits.min, limits.max)
+
+
+@cache
+def _describe_head(layout: Layout, floor: str) -> np.dtype[np.void]:
+    """The record that there is one of in each target, little endian and packed."""
+    fields = [("floor", floor)] if layout.top_k else []
+    for index, temperature in enumerate(layout.temperatures):
+        if layout.top_k or temperature != 1.0:
+            # Above T = 1 it lies in [0, log V], below it has no such bound.
+            fields.append((f"logsumexp_{index}", "<i2" if temperature >= 1 else "<i4"))
+    return np.dtype([*fields, ("label", "<u2")])
 
 
 def _read_normaliser(head: np.ndarray, layout: Layout, temperature: float) -> np.ndarray:
