@@ -52,8 +52,8 @@ def test_a_trained_teachers_own_run_stands_among_the_teachers_and_never_wins() -
     assert {rows[i].label for i in best_rows(rows, loss)} == {"larger"}
 
 
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=6, unique=True))
-def test_best_student_respects_the_direction_of_the_metric(values: list[float]) -> None:
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=6, unique=True))
+def test_best_student_respects_the_direction_of_the_metric(values: list[int]) -> None:
     runs = [make_run(str(i), measure(loss=v, agreement=v)) for i, v in enumerate(values)]
     comparison = Comparison(runs, [TEACHER])
     rows = rows_of(comparison)
@@ -70,6 +70,13 @@ def test_no_student_is_best_where_all_are_equal_or_only_one_was_measured() -> No
     rows = rows_of(Comparison(runs))
     for column in columns_of(m for run in runs for m in run.result.metrics):
         assert best_rows(rows, column) == set()
+
+
+def test_students_that_read_the_same_are_best_together() -> None:
+    losses = {"a": 3.0004, "b": 2.9996, "c": 3.001}
+    rows = rows_of(Comparison([make_run(name, measure(loss=v)) for name, v in losses.items()]))
+    [loss] = columns_of(measure(loss=0.0))
+    assert {rows[i].label for i in best_rows(rows, loss)} == {"a", "b"}
 
 
 def test_a_value_that_is_missing_or_not_finite_is_shown_as_absent() -> None:

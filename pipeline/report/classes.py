@@ -23,7 +23,10 @@ def classes_section(comparison: Comparison) -> Html:
     models = [(label, details) for label, details in found if details.get(REPORT)]
     if not models:
         return Html("")
-    lead = "F1 in %, the darker the better. Below, each model's full report and what it confused."
+    lead = (
+        "F1 in %; the stronger the shade, the better. Below, each model's full report and what it"
+        " confused."
+    )
     return element(
         "section",
         element("h2", "By class"),

@@ -102,7 +102,10 @@ def table_columns(comparison: Comparison) -> list[Column]:
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> set[int]:
-    """Indices of the students that are best in a column; none where all are equal or one only."""
+    """Indices of the students that are best in a column, as far as its decimals tell.
+
+    None where all are equal or there is one only.
+    """
     if column.direction == "none":
         return set()
     values = {
@@ -110,6 +113,8 @@ def best_rows(rows: Sequence[Row], column: Column) -> set[int]:
         for i, row in enumerate(rows)
         if row.role == "student" and column.name in row.values
     }
+    decimals = decimals_of(column.unit, [v for row in rows if (v := row.values.get(column.name))])
+    values = {i: round(value, decimals) for i, value in values.items()}
     if len(set(values.values())) < 2:
         return set()
     best = min(values.values()) if column.direction == "lower" else max(values.values())

@@ -40,7 +40,7 @@ def slices_section(comparison: Comparison) -> Html:
 def shades(
     rows: Sequence[Sequence[float | None]], lower_is_better: bool = False
 ) -> list[list[float | None]]:
-    """Shades in [0, 100] over a whole table, the better the darker; None stays None."""
+    """Shades in [0, 100] over a whole table, the better the stronger; None stays None."""
     present = [value for row in rows for value in row if value is not None]
     low, high = min(present, default=0.0), max(present, default=1.0)
     spread = (high - low) or 1.0
@@ -74,7 +74,7 @@ def _sliced(
         table = _slice_table(comparison, name, slices, column)
         is_open = column.name in (*first, "macro_f1")
         tables.append(element("details", summary, table, open=is_open))
-    lead = "The darker the better; underlined: the best student of the row."
+    lead = "The stronger the shade, the better; underlined: the best student of the row."
     lead = " ".join([lead, *_partly_measured(comparison, slices)])
     return element(
         "section",
