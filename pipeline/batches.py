@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,24 +44,22 @@ class Selection(Dataset[Example]):
         return self.source[int(self.indices[index])]
 
 
-@dataclass(frozen=True)
 class StepRows(Sequence[int]):
     """The rows of one rank's step, computed where they are iterated over: skipped ones never are.
 
-    Attributes:
-        order: of the epoch.
-        places: in it.
+    A plain class, because a run that continues late makes millions of them only to skip them.
     """
 
-    order: EpochOrder
-    places: range
+    __slots__ = ("_order", "_start", "_step", "_stop")
+
+    def __init__(self, order: EpochOrder, start: int, stop: int, step: int) -> None:
+        self._order, self._start, self._stop, self._step = order, start, stop, step
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(range(self._start, self._stop, self._step))
 
     def __iter__(self) -> Iterator[int]:
-        start, stop, step = self.places.start, self.places.stop, self.places.step
-        return iter(self.order[start:stop:step].tolist())
+        return iter(self._order[self._start : self._stop : self._step].tolist())
 
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
@@ -113,11 +111,10 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = EpochOrder(self.rows, STREAM_BLOCK, self.seed, self.epoch)
-        for step in range(self._steps):
-            start = step * self._size
-            end = self._end if step == self._steps - 1 else start + self._size
-            rows = StepRows(order, range(start + self.rank, end, self.world_size))
-            yield cast(list[int], rows)  # torch says list and only iterates
+        size, rank, ranks, last = self._size, self.rank, self.world_size, self._steps - 1
+        for start in range(0, last * size, size):
+            yield StepRows(order, start + rank, start + size, ranks)  # type: ignore[misc]
+        yield StepRows(order, last * size + rank, self._end, ranks)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

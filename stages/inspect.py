@@ -119,7 +119,7 @@ def _contents(manifest: Manifest) -> dict[str, str]:
     per_token = totals.bytes / max(totals.tokens, 1)
     facts = {
         "examples": f"{totals.examples:,}",
-        "shards": f"{len(manifest.shards):,}",
+        "shards": f"{manifest.num_shards:,}",
         "tokens": f"{totals.tokens:,}",
         "targets": f"{totals.targets:,}, each {kept}{draws}, exact at T = {exact}",
         "size": f"{format_bytes(totals.bytes)}, {per_token:,.1f} bytes per token",

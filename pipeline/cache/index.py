@@ -1,24 +1,31 @@
-"""From example id to row, and from split to rows, without reading a shard.
+"""From example id to row, from split to rows, and the digest of each shard, without reading one.
 
-    index/ids.arrow    hash (uint64, ascending), row: memory-mapped, searched by bisection
-    index/split.arrow  split of every row, in row order; there where a column `split` is carried
+    index/ids.arrow     hash (uint64, ascending), row: searched by bisection
+    index/split.arrow   runs of rows of one split; there where a column `split` is carried
+    index/shards.arrow  sha256 of each shard.json
+
+All are mapped into memory, so that opening costs the same for ten rows as for 10^9.
 
 The hash is the first eight bytes, little endian, of blake2b over the id. Ids of equal hash stand
 next to one another and are told apart by the ids themselves, in the shards.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import CacheError, DataError
 
 IDS = "index/ids.arrow"
 SPLIT = "index/split.arrow"
+SHARDS = "index/shards.arrow"
+_DIGEST_BYTES = 32
 
 
 def hash_id(example_id: str) -> int:
@@ -42,13 +49,43 @@ def write_ids(path: Path, ids: Iterable[str], id_of: Callable[[int], str]) -> No
     hashes = hashes[order]
     _require_unique(hashes, order, id_of)
     table = pa.table({"hash": hashes, "row": order.astype(np.int64)})
-    _write(path / IDS, table)  # not compressed, so that it can be searched where it lies
+    _write(path / IDS, table)
 
 
-def write_split(path: Path, split: Sequence[str | None]) -> None:
-    """Write index/split.arrow of a cache."""
-    values = pa.array(split, pa.string()).dictionary_encode()
-    _write(path / SPLIT, pa.table({"split": values}), compression="zstd")
+def write_split(path: Path, splits: Iterable[str | None]) -> None:
+    """Write index/split.arrow of a cache from the splits of all rows, in order."""
+    runs = [(name, sum(1 for _ in rows)) for name, rows in groupby(splits)]
+    names = pa.array([name for name, _ in runs], pa.large_string())
+    counts = np.array([count for _, count in runs], dtype=np.int64)
+    table = pa.table({"split": names, "first_row": np.cumsum(counts) - counts, "rows": counts})
+    _write(path / SPLIT, table)
+
+
+def write_shards(path: Path, digests: Iterable[str]) -> str:
+    """Write index/shards.arrow of a cache and return its own sha256.
+
+    Args:
+        digests: sha256 of each shard.json, in hex, in order.
+    """
+    values = [bytes.fromhex(digest) for digest in digests]
+    _write(path / SHARDS, pa.table({"sha256": pa.array(values, pa.binary(_DIGEST_BYTES))}))
+    return hash_file(path / SHARDS)
+
+
+def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
+    """Map index/shards.arrow into memory: [count, 32] bytes.
+
+    Raises:
+        CacheError: it is not the one that the manifest was written with.
+    """
+    column = _read(path / SHARDS)["sha256"]
+    if hash_file(path / SHARDS) != digest or len(column) != count:
+        raise CacheError(
+            f"{path / SHARDS}: is not the one that the manifest was written with; copy the cache"
+            " again"
+        )
+    buffer = column.chunk(0).buffers()[1]
+    return np.frombuffer(buffer, dtype=np.uint8)[: count * _DIGEST_BYTES].reshape(count, -1)
 
 
 def read_ids(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -57,9 +94,21 @@ def read_ids(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return table["hash"].chunk(0).to_numpy(), table["row"].chunk(0).to_numpy()
 
 
-def read_split(path: Path) -> Any:
-    """The split of every row, a pyarrow ChunkedArray."""
-    return _read(path / SPLIT)["split"]
+def find_split(path: Path, split: str) -> np.ndarray:
+    """Rows of a split, ascending, [n] int64; none where it is unknown."""
+    runs = _read(path / SPLIT)
+    mine = pc.fill_null(pc.equal(runs["split"], split), False).to_numpy()
+    starts, counts = runs["first_row"].to_numpy()[mine], runs["rows"].to_numpy()[mine]
+    before = np.cumsum(counts) - counts
+    rows: np.ndarray = np.repeat(starts - before, counts) + np.arange(counts.sum())
+    return rows
+
+
+def list_splits(path: Path) -> list[str]:
+    """Names of all splits."""
+    return [
+        name for name in pc.unique(_read(path / SPLIT)["split"]).to_pylist() if name is not None
+    ]
 
 
 def find_rows(index: tuple[np.ndarray, np.ndarray], example_id: str) -> np.ndarray:
@@ -85,13 +134,16 @@ def _require_unique(hashes: np.ndarray, rows: np.ndarray, id_of: Callable[[int],
         seen[example_id] = int(row)
 
 
-def _write(file: Path, table: Any, compression: str | None = None) -> None:
+def hash_file(file: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write(file: Path, table: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with (
-        pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema, options=options) as writer,
-    ):
+    # One batch, not compressed, so that it can be searched where it lies.
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 
 from pipeline.cache.hidden import CHUNK_ROWS, LazySignals
-from pipeline.cache.index import find_rows, read_ids, read_split
+from pipeline.cache.index import find_rows, find_split, list_splits, read_ids, read_shards
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.record_batch import Batch
@@ -184,11 +183,11 @@ class TeacherCache:
             raise CacheError(
                 f"{self.path}: carries no column 'split'; cache the teacher again with it"
             )
-        rows = np.flatnonzero(pc.fill_null(pc.equal(self._splits, split), False).to_numpy())
+        rows = find_split(self.path, split)
         if not len(rows):
-            known = [name for name in pc.unique(self._splits).to_pylist() if name is not None]
+            known = list_splits(self.path)
             raise CacheError(f"{self.path}: has no split {split!r}{did_you_mean(split, known)}")
-        return rows.astype(np.int64)
+        return rows
 
     def stream(
         self,
@@ -229,8 +228,8 @@ class TeacherCache:
         return read_ids(self.path)
 
     @cached_property
-    def _splits(self) -> Any:
-        return read_split(self.path)
+    def _digests(self) -> np.ndarray:
+        return read_shards(self.path, self.manifest.shards, self.manifest.num_shards)
 
     def _find(self, example_id: str) -> int | None:
         for row in find_rows(self._index, example_id):
@@ -241,7 +240,7 @@ class TeacherCache:
         return None
 
     def _shard(self, index: int) -> Shard:
-        folder, digest = shard_folder(self.path, index), self.manifest.shards[index].sha256
+        folder, digest = shard_folder(self.path, index), self._digests[index].tobytes().hex()
         with self._opened.lock:
             return self._opened.shards.get(index, lambda: Shard(folder, self.manifest, digest))
 

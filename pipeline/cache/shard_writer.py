@@ -16,9 +16,10 @@ import google_crc32c
 import pyarrow as pa
 
 from pipeline.cache.hidden import HiddenWriter
+from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo
 from pipeline.cache.rows import check_example, count_features, encode_batch, make_schema
-from pipeline.cache.shards import HIDDEN, ROWS, SHARD, hash_file
+from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 from pipeline.runs import write_json

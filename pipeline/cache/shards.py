@@ -6,7 +6,6 @@ Everything read is checked against shard.json, and shard.json against the manife
 it is believed: a chunk that is missing would otherwise be read as zeros.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -19,6 +18,7 @@ import pyarrow as pa
 import zarr
 
 from pipeline.cache.hidden import read_block
+from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import make_schema
@@ -35,12 +35,6 @@ _BROKEN = (OSError, ValueError, KeyError, MemoryError, pa.ArrowException)
 def shard_folder(path: Path, index: int) -> Path:
     """<cache>/shards/<five digits>."""
     return path / "shards" / f"{index:05d}"
-
-
-def hash_file(file: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def find_damage(folder: Path, info: ShardInfo) -> str | None:

@@ -14,13 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.index import SPLIT, write_ids, write_split
+from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
     Draft,
     Manifest,
-    ShardSummary,
     Totals,
     read_draft,
     read_manifest,
@@ -32,7 +31,6 @@ from pipeline.cache.shard_writer import ShardWriter, sync_folder, sync_tree
 from pipeline.cache.shards import (
     SHARD,
     find_damage,
-    hash_file,
     read_column,
     shard_folder,
 )
@@ -123,9 +121,9 @@ class CacheWriter:
             )
         write_ids(self.path, self._column("example_id"), self._id_of)
         if "split" in self.draft.columns:
-            write_split(self.path, list(self._column("split")))
-        sync_tree(self.path / Path(SPLIT).parent)
+            write_split(self.path, self._column("split"))
         manifest = self._make_manifest()
+        sync_tree(self.path / Path(SPLIT).parent)
         content = {"version": manifest.version} | manifest.model_dump(mode="json")
         write_json(self.path / MANIFEST, content)
         (self.path / DRAFT).unlink(missing_ok=True)
@@ -159,19 +157,14 @@ class CacheWriter:
 
     def _make_manifest(self) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
-        infos = [read_shard(folder) for folder in folders]
-        names = ("examples", "targets", "features", "tokens", "bytes")
+        totals = dict.fromkeys(Totals.model_fields, 0)
+        for folder in folders:
+            info = read_shard(folder)
+            totals = {name: total + getattr(info, name) for name, total in totals.items()}
         return Manifest(
             **_dump_draft(self.draft),
-            shards=[
-                ShardSummary(
-                    first_row=info.first_row,
-                    examples=info.examples,
-                    sha256=hash_file(folder / SHARD),
-                )
-                for folder, info in zip(folders, infos, strict=True)
-            ],
-            totals=Totals(**{name: sum(getattr(i, name) for i in infos) for name in names}),
+            shards=write_shards(self.path, (hash_file(folder / SHARD) for folder in folders)),
+            totals=Totals(**totals),
         )
 
 
