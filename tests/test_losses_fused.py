@@ -1,14 +1,18 @@
 """The fused head gives the losses of the plain logits, their gradients too, and holds none."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import make_targets, normal
+from small_worlds import make_example, make_student, make_trainer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.heads import OutputHead
 from pipeline.losses import Knowledge, StudentOutputs
@@ -17,6 +21,7 @@ from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.fused import FusedHead
 from pipeline.losses.labels import CrossEntropy
 from pipeline.targets import UNLABELLED
+from pipeline.terms import fuse_head
 
 LOSSES: list[ClassLoss] = [
     *(
@@ -118,3 +123,141 @@ def test_any_sum_of_losses_shares_one_pass(
     head = make_head(classes, width, padding=data.draw(st.integers(0, 2)))
     hidden = normal(4, positions, width).requires_grad_()
     assert_equal(chosen, head, hidden, make_knowledge(positions, classes, kept, 2))
+
+
+@pytest.mark.parametrize("gap", [0.0, 40.0, 200.0, 800.0])
+def test_a_student_that_is_sure_keeps_its_last_digits(gap: float) -> None:
+    """The mass beside the kept classes may be e^-gap of the whole."""
+    knowledge = make_knowledge(6, 11, 4, 3)
+    weight = torch.zeros(11, 6, dtype=torch.float64)
+    hidden = torch.eye(6, dtype=torch.float64).requires_grad_()
+    for row, ids in enumerate(knowledge.targets.ids):
+        weight[ids, row] = gap
+    head = OutputHead((weight + 0.1 * normal(5, 11, 6)).requires_grad_(), None, 1.0, None, 11)
+    assert_equal([ForwardKL(tail="bucket"), CrossEntropy()], head, hidden, knowledge)
+
+
+def test_single_precision_agrees_with_double_to_its_own_digits() -> None:
+    knowledge = make_knowledge(40, 300, 16, 3)
+    factors = [torch.tensor(0.02), torch.tensor(0.01)]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        head = make_head(300, 8, dtype=dtype)
+        hidden = normal(4, 40, 8, dtype=dtype).requires_grad_()
+        total, _ = FusedHead(head).sum_terms(
+            [LOSSES[0], CrossEntropy()], hidden, knowledge, factors
+        )
+        found.append([total.detach(), *torch.autograd.grad(total, [hidden, head.weight])])
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_multiplies_in_bfloat16_and_sums_in_single_precision() -> None:
+    knowledge = make_knowledge(40, 300, 16, 3)
+    head = make_head(300, 8, dtype=torch.float32)
+    hidden = normal(4, 40, 8, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, sums = FusedHead(head).sum_terms(
+            [CrossEntropy()], hidden, knowledge, [torch.tensor(1.0)]
+        )
+    rounded = nn.functional.linear(hidden.bfloat16(), head.weight.bfloat16()).float()
+    labelled = knowledge.label_ids != UNLABELLED
+    wanted = nn.functional.cross_entropy(
+        rounded[labelled], knowledge.label_ids[labelled], reduction="sum"
+    )
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(total, wanted, rtol=1e-5, atol=1e-5)
+    expected = torch.autograd.grad(wanted, [hidden, head.weight])
+    for mine, plain in zip(
+        torch.autograd.grad(total, [hidden, head.weight]), expected, strict=True
+    ):
+        assert mine.dtype == torch.float32
+        assert float((mine - plain).abs().max()) < 0.01 * float(plain.abs().max())
+
+
+def test_a_bfloat16_head_gets_gradients_of_its_own_dtype() -> None:
+    knowledge = make_knowledge(12, 30, 4, 3)
+    head = make_head(30, 8, bias=True, dtype=torch.bfloat16)
+    hidden = normal(4, 12, 8, dtype=torch.bfloat16).requires_grad_()
+    total, _ = FusedHead(head).sum_terms([CrossEntropy()], hidden, knowledge, [torch.tensor(1.0)])
+    found = torch.autograd.grad(total, [hidden, head.weight, head.bias])
+    assert total.dtype == torch.float32
+    assert {gradient.dtype for gradient in found} == {torch.bfloat16}
+
+
+def test_a_frozen_head_still_teaches_the_hidden_states() -> None:
+    knowledge = make_knowledge(12, 30, 4, 3)
+    head = make_head(30)
+    hidden = normal(4, 12, 5).requires_grad_()
+    factor = [torch.tensor(1.0, dtype=torch.float64)]
+    free, _ = FusedHead(head).sum_terms([CrossEntropy()], hidden, knowledge, factor)
+    expected = torch.autograd.grad(free, hidden)[0]
+    head.weight.requires_grad_(False)
+    frozen, _ = FusedHead(head).sum_terms([CrossEntropy()], hidden, knowledge, factor)
+    frozen.backward()
+    assert head.weight.grad is None
+    torch.testing.assert_close(hidden.grad, expected)
+
+
+def test_a_factor_from_outside_scales_every_gradient() -> None:
+    knowledge = make_knowledge(12, 30, 4, 3)
+    head = make_head(30)
+    hidden = normal(4, 12, 5).requires_grad_()
+    factor = [torch.tensor(1.0, dtype=torch.float64)]
+    found = []
+    for scale in (1.0, 4.0):
+        total, _ = FusedHead(head).sum_terms([CrossEntropy()], hidden, knowledge, factor)
+        found.append(torch.autograd.grad(scale * total, [hidden, head.weight]))
+    for once, fourfold in zip(*found, strict=True):
+        torch.testing.assert_close(4.0 * once, fourfold)
+
+
+class _Largest(TorchDispatchMode):
+    """Remember the largest tensor of at least two dimensions that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.dim() > 1:
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes())
+        return result
+
+
+def test_no_tensor_of_all_positions_and_classes_is_made() -> None:
+    positions, classes = 1024, 9000
+    knowledge = make_knowledge(positions, classes, 8, 0)
+    head = make_head(classes, 2, dtype=torch.float32)
+    hidden = normal(4, positions, 2, dtype=torch.float32).requires_grad_()
+    factors = [torch.tensor(1.0)] * 2
+    with _Largest() as largest:
+        total, _ = FusedHead(head).sum_terms(
+            [ForwardKL(tail="bucket"), CrossEntropy()], hidden, knowledge, factors
+        )
+        total.backward()
+    assert 0 < largest.elements < 4 * positions * classes / 2
+
+
+def test_a_head_that_is_no_linear_map_keeps_its_logits_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = make_student()
+    layer = model.get_output_embeddings()
+    layer.register_forward_hook(lambda module, given, logits: logits + logits.mean())
+    with caplog.at_level(logging.WARNING):
+        assert fuse_head(model, 40) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "computes the logits of every position" in caplog.text
+
+
+def test_training_gives_the_model_no_position_to_make_logits_of(tmp_path: Path) -> None:
+    examples = [make_example(number) for number in range(4)]
+    trainer = make_trainer(tmp_path, [ForwardKL(), CrossEntropy()], examples)
+    batch = trainer.data_collator(examples)
+    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert outputs.logits.shape[1] == 0
+    kept = trainer.model(**batch["inputs"]).logits
+    assert kept.shape[1] == batch["inputs"]["input_ids"].shape[1]

@@ -21,9 +21,10 @@ from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.classes import ClassLoss
 from pipeline.losses.softmax import SharedSoftmax
 
-_CPU_CHUNK = 1 << 22  # elements of a chunk where that is many positions, see _chunk_rows
+_CPU_CHUNK = 1 << 22  # elements of a chunk, 16 MB of float32, where that is many positions
 _GPU_CHUNK = 1 << 28  # 1 GiB of float32
-_FEWEST_ROWS = 128  # below this the matrix product waits for the weights
+_ROWS = 512  # positions with which the matrix products are as fast as they get
+_SHARE = 9  # of the positions, at least so many chunks where a chunk is large
 
 
 class FusedHead:
@@ -145,8 +146,10 @@ class _Work:
             yield slice(start, min(start + step, total))
 
     def _chunk_rows(self) -> int:
+        positions = len(self.hidden)
         most = _CPU_CHUNK if self.hidden.device.type == "cpu" else _GPU_CHUNK
-        return max(1, min(len(self.hidden), max(_FEWEST_ROWS, most // self.classes)))
+        rows = max(most // self.classes, min(_ROWS, positions // _SHARE))
+        return max(1, min(positions, rows))
 
     def run(self, rows: slice, knowledge: Knowledge) -> None:
         """Answer every loss for one chunk, and add its gradient to those of head and hidden."""
