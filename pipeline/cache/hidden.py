@@ -1,6 +1,6 @@
 """Hidden states of one shard: a Zarr v3 group with the sharding codec, one array per signal.
 
-    [rows, D] of each example -- append --> full blocks -- Zarr --> read(signal, rows)
+    [rows, D] of each example -- append --> full blocks -- Zarr --> files -- `chunks` --> blocks
 
 Chunks of 512 rows are what a random read decodes; a Zarr shard of up to 32 MB is what one file
 holds. Rows wait until a file is full, so no file is ever written twice. Chunks carry a CRC-32C and
@@ -38,7 +38,7 @@ class HiddenWriter:
                 name,
                 shape=(0, signal.width),
                 chunks=(CHUNK_ROWS, signal.width),
-                shards=(_file_rows(signal), signal.width),
+                shards=(count_file_rows(signal), signal.width),
                 dtype=signal.dtype,
                 compressors=[Crc32cCodec()],
                 fill_value=0,
@@ -94,12 +94,7 @@ class LazySignals(Mapping[str, Tensor]):
         return name in self._names
 
 
-def read_block(group: Any, name: str, block: int) -> np.ndarray:
-    """Read one chunk of a signal, [up to CHUNK_ROWS, D], in the dtype it is stored in."""
-    values: np.ndarray = group[name][block * CHUNK_ROWS : (block + 1) * CHUNK_ROWS]
-    return values
-
-
-def _file_rows(signal: Signal) -> int:
+def count_file_rows(signal: Signal) -> int:
+    """Rows of a signal that one file holds, a multiple of CHUNK_ROWS."""
     chunk = CHUNK_ROWS * signal.width * np.dtype(signal.dtype).itemsize
     return CHUNK_ROWS * max(1, min(_FILE_CHUNKS, _FILE_BYTES // chunk))

@@ -15,9 +15,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import zarr
 
-from pipeline.cache.hidden import read_block
+from pipeline.cache.chunks import ChunkReader
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.record_batch import Batch
@@ -92,7 +91,13 @@ class Shard:
             self._rows = pa.ipc.open_file(self._file, options=options)
             if not self._rows.schema.equals(make_schema(draft)):
                 raise ValueError(f"{ROWS} has other columns than the manifest")
-            self._hidden = zarr.open_group(folder / HIDDEN, mode="r") if draft.signals else None
+            prefix = f"{HIDDEN}/"
+            sizes = {
+                name.removeprefix(prefix): size
+                for name, (size, _) in self.info.files.items()
+                if name.startswith(prefix)
+            }
+            self._hidden = ChunkReader(folder / HIDDEN, draft.signals, sizes)
         except _BROKEN as error:
             raise _name_damage(self._folder, error) from error
 
@@ -116,7 +121,7 @@ class Shard:
     def read_block(self, signal: str, block: int) -> np.ndarray:
         """Decode one chunk of a signal."""
         try:
-            return read_block(self._hidden, signal, block)
+            return self._hidden.read(signal, block)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"chunk {block} of {signal}") from error
 
