@@ -30,6 +30,7 @@ from stages.bench.baselines import (
     open_parquet,
     write_parquet,
 )
+from stages.bench.losses import KEPT, make_targets, measure_peak
 from stages.bench.measuring import Row, interleave, rate_row, show_rows, time_row
 from stages.bench.setting import BenchConfig, Setting, prepare
 from stages.bench.speed import project_jobs
@@ -57,6 +58,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
         epochs=1,
         reads=1,
         codec_targets=160,
+        vocabularies=(128, 300),
+        loss_positions=32,
+        loss_width=8,
+        loss_runs=1,
+        vocabulary_batch=2,
+        vocabulary_steps=1,
     )
 
 
@@ -84,6 +91,8 @@ def rows_of(content: dict[str, Any], start: str) -> list[dict[str, Any]]:
     [
         ("capture: top 8 + 2 draws", "tokens/s", 2),
         ("student step from the cache", "ms/step", 2),
+        ("fused head, KL + CE", "ms", 4),
+        ("step from the cache, V =", "ms/step", 2),
         ("1 student of 320 steps", "s", 1),
         ("5 students of 320 steps", "s", 1),
         ("top 8 + 2 draws: codec", "bytes/token", 3),
@@ -278,6 +287,21 @@ def test_parquet_baseline_holds_what_the_cache_holds(setting: Setting) -> None:
 def test_bare_forward_pass_is_timed(setting: Setting) -> None:
     batch = setting.task.batch(setting.examples[:2], 0)
     assert forward_all(setting.model, [batch.inputs]) > 0
+
+
+def test_the_peak_of_memory_is_told_from_what_was_there_before() -> None:
+    found = measure_peak(lambda: torch.zeros(30_000_000).sum())
+    if found is None:
+        pytest.skip("this system does not tell the peak of a process")
+    assert 115e6 <= found < 200e6
+
+
+def test_made_up_targets_are_distributions() -> None:
+    targets = make_targets(5, 300, torch.Generator().manual_seed(0))
+    assert all(len(set(row.tolist())) == KEPT for row in targets.ids)
+    assert int(targets.ids.max()) < 300
+    kept = targets.at(1.0).log_probs.exp().sum(dim=1)
+    torch.testing.assert_close(kept, torch.full_like(kept, math.exp(-0.1)))
 
 
 def test_a_missing_teacher_is_replaced_by_one_of_the_same_shape(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from pipeline.losses.softmax import SharedSoftmax
 
 _CPU_CHUNK = 1 << 22  # elements of a chunk, 16 MB of float32, where that is many positions
 _GPU_CHUNK = 1 << 28  # 1 GiB of float32
-_ROWS = 512  # positions with which the matrix products are as fast as they get
-_SHARE = 9  # of the positions, at least so many chunks where a chunk is large
+_MOST_ROWS = 512  # with more positions the matrix products do not get faster
+_FEWEST_ROWS = 224  # with fewer they wait for the weights to come from memory
+_SHARE = 9  # between the two, this part of the positions
 
 
 class FusedHead:
@@ -148,7 +149,8 @@ class _Work:
     def _chunk_rows(self) -> int:
         positions = len(self.hidden)
         most = _CPU_CHUNK if self.hidden.device.type == "cpu" else _GPU_CHUNK
-        rows = max(most // self.classes, min(_ROWS, positions // _SHARE))
+        rows = min(_MOST_ROWS, max(_FEWEST_ROWS, positions // _SHARE))
+        rows = max(most // self.classes, rows)
         return max(1, min(positions, rows))
 
     def run(self, rows: slice, knowledge: Knowledge) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from pipeline.errors import StillroomError
 from pipeline.runs import write_json
 from stages.bench.codecs import list_points, measure_codecs, show_points
+from stages.bench.losses import measure_losses, measure_vocabularies
 from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.speed import measure_capture, measure_training
@@ -42,6 +43,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         rows = measure_capture(setting)
         console.print("measuring student steps ...")
         rows += measure_training(setting, capture_rate=rows[0].measured)
+        console.print("measuring losses and vocabularies ...")
+        rows += measure_losses(setting) + measure_vocabularies(setting)
         console.print("measuring sizes and reads ...")
         sizes, columns = measure_sizes(setting)
         rows += sizes + measure_reading(setting)

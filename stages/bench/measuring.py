@@ -7,6 +7,7 @@ What disturbs a machine for a while then disturbs both sides, and the ratio surv
 
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -98,6 +99,15 @@ def time_row(
         repetitions=len(ours),
         spread=_spread(ours, theirs),
     )
+
+
+def stopwatch(run: Callable[[], None]) -> float:
+    """Seconds of one run, work on the device included."""
+    finish_device_work()
+    began = time.perf_counter()
+    run()
+    finish_device_work()
+    return time.perf_counter() - began
 
 
 def finish_device_work() -> None:

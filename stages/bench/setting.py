@@ -42,6 +42,9 @@ class BenchConfig(StrictModel):
         student, batch_size: the model of a training step and its examples.
         captures, epochs, reads: repetitions of each side; an epoch is one over these files.
         codec_targets: targets of each class space that the codecs are compared on.
+        vocabularies: class spaces that the fused head is measured at, with made-up targets.
+        loss_positions, loss_width, loss_runs: of the loss alone.
+        vocabulary_batch, vocabulary_steps: of whole steps.
         transfer_tokens, training_steps: of the whole job that is computed from these times.
     """
 
@@ -67,6 +70,12 @@ class BenchConfig(StrictModel):
     epochs: int = Field(default=4, ge=1)
     reads: int = Field(default=5, ge=1)
     codec_targets: int = Field(default=8192, ge=1)
+    vocabularies: tuple[int, ...] = (4_096, 32_000, 128_256)
+    loss_positions: int = Field(default=2048, ge=1)
+    loss_width: int = Field(default=512, ge=1)
+    loss_runs: int = Field(default=3, ge=1)
+    vocabulary_batch: int = Field(default=8, ge=1)
+    vocabulary_steps: int = Field(default=4, ge=1)
     transfer_tokens: int = 295_000
     training_steps: int = 320
 
@@ -78,7 +87,17 @@ class BenchConfig(StrictModel):
         )
 
 
-QUICK = {"files": 8, "captures": 2, "epochs": 2, "reads": 2, "codec_targets": 2048}
+QUICK = {
+    "files": 8,
+    "captures": 2,
+    "epochs": 2,
+    "reads": 2,
+    "codec_targets": 2048,
+    "loss_positions": 512,
+    "loss_runs": 1,
+    "vocabulary_batch": 2,
+    "vocabulary_steps": 2,
+}
 
 
 @dataclass(frozen=True)

@@ -126,25 +126,35 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
         self.ended = time.perf_counter()
 
 
-def _time_steps(setting: Setting, make: Callable[[Setting, Any, Any], Trainer]) -> float:
-    """Seconds per step of a new student over one epoch of whole batches."""
+def bench_arguments(setting: Setting, batch_size: int) -> Any:
+    """One epoch of a constant batch size, nothing logged or saved."""
     settings = {
-        "per_device_train_batch_size": setting.config.batch_size,
+        "per_device_train_batch_size": batch_size,
         "num_train_epochs": 1,
         "logging_steps": 1_000_000,
         "save_strategy": "no",
         "learning_rate": 1e-3,
     }
-    arguments = training_arguments(settings, EvaluationConfig(), setting.folder / "run")
-    classes = setting.task.num_classes(setting.tokenizer)
-    student = build_student(
-        setting.config.student, setting.task, classes, setting.tokenizer, seed=0
-    )
-    trainer, clock = make(setting, student, arguments), _Clock()
+    return training_arguments(settings, EvaluationConfig(), setting.folder / "run")
+
+
+def seconds_per_step(trainer: Trainer) -> float:
+    """Train to the end; seconds from the first request for data over the number of steps."""
+    clock = _Clock()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     trainer.train()
     return (clock.ended - clock.began) / int(trainer.state.global_step)
+
+
+def _time_steps(setting: Setting, make: Callable[[Setting, Any, Any], Trainer]) -> float:
+    """Seconds per step of a new student over one epoch of whole batches."""
+    classes = setting.task.num_classes(setting.tokenizer)
+    student = build_student(
+        setting.config.student, setting.task, classes, setting.tokenizer, seed=0
+    )
+    arguments = bench_arguments(setting, setting.config.batch_size)
+    return seconds_per_step(make(setting, student, arguments))
 
 
 def _cached_trainer(setting: Setting, student: Any, arguments: Any) -> Trainer:
