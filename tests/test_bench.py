@@ -64,6 +64,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchConfig:
         loss_runs=1,
         vocabulary_batch=2,
         vocabulary_steps=1,
+        scale_tokens=(4_000,),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.manifest import Draft
-from pipeline.cache.rows import TARGETS, TOKENS, target_columns
+from pipeline.cache.rows import TARGETS, TOKENS
 from pipeline.examples import CachedExample, Column
 from pipeline.targets import UNLABELLED, Targets
 
@@ -31,8 +31,14 @@ class Batch:
         visits: how often examples of it were given out.
     """
 
-    def __init__(self, batch: Any, draft: Draft) -> None:
+    def __init__(self, batch: Any, draft: Draft, kinds: Mapping[str, tuple[str, int]]) -> None:
+        """Decode nothing yet.
+
+        Args:
+            kinds: `target_columns(draft)`, which costs more than it should for every batch.
+        """
         self._draft = draft
+        self._kinds = kinds
         self._rows = batch.num_rows
         self.visits = 0
         self._scalar_columns = {name: batch.column(name) for name in (*_SCALARS, *draft.columns)}
@@ -68,7 +74,7 @@ class Batch:
         lists = {name: _split_list(column) for name, column in self._encoded.items()}
         self._ends = {name: offsets.tolist() for name, (offsets, _) in lists.items()}
         self._tokens = {name: lists[name][1].to_numpy().copy() for name in TOKENS}
-        fields = _split_struct(lists[TARGETS][1], target_columns(self._draft))
+        fields = _split_struct(lists[TARGETS][1], self._kinds)
         self._positions = fields["position"][:, 0].copy()
         self._labels = fields["label_id"][:, 0].copy()
         self._targets = self._decode_targets(fields)
@@ -109,9 +115,7 @@ class Batch:
 
     def _decode_targets(self, fields: dict[str, np.ndarray]) -> Targets:
         draft = self._draft
-        names = draft.targets.codec.columns(draft.layout)
-        encoded = {name: fields[name] for name in names}
-        entries = draft.targets.codec.decode(encoded, draft.layout)
+        entries = draft.targets.codec.decode(fields, draft.layout)
         return Targets(
             ids=torch.from_numpy(entries.ids),
             logits=torch.from_numpy(entries.logits),

@@ -20,7 +20,7 @@ from pipeline.cache.chunks import ChunkReader
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import make_schema
+from pipeline.cache.rows import make_schema, target_columns
 from pipeline.errors import CacheError
 
 ROWS = "rows.arrow"
@@ -78,6 +78,7 @@ class Shard:
         """
         self._folder = folder
         self._draft = draft
+        self._kinds = target_columns(draft)
         self.info = read_shard(folder)
         damage = find_damage(folder, self.info)
         if hash_file(folder / SHARD) != sha256:
@@ -114,7 +115,7 @@ class Shard:
                 raise ValueError("it fails its checksum")
             batch = self._rows.get_batch(index)
             batch.validate(full=True)  # a broken offset must not reach memory
-            return Batch(batch, self._draft)
+            return Batch(batch, self._draft, self._kinds)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 

@@ -22,6 +22,7 @@ from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
+from stages.bench.stream import measure_stream, show_scale
 from stages.quiet import quiet_libraries
 
 VERSION = 1
@@ -48,6 +49,9 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         console.print("measuring sizes and reads ...")
         sizes, columns = measure_sizes(setting)
         rows += sizes + measure_reading(setting)
+        console.print("measuring streams ...")
+        streams, scale = measure_stream(setting)
+        rows += streams
         console.print("measuring codecs ...")
         points = measure_codecs(setting)
         content = {
@@ -59,9 +63,11 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "rows": [row.to_json() for row in rows],
             "columns": columns,
             "codecs": list_points(points),
+            "scale": scale,
         }
     show_rows(rows, "measured", console)
     show_columns(columns, console)
+    show_scale(scale, console)
     show_points(points, console)
     write_json(config.output, content)
     console.print(f"{config.output}: written", soft_wrap=True)

@@ -45,6 +45,7 @@ class BenchConfig(StrictModel):
         vocabularies: class spaces that the fused head is measured at, with made-up targets.
         loss_positions, loss_width, loss_runs: of the loss alone.
         vocabulary_batch, vocabulary_steps: of whole steps.
+        scale_tokens: of made-up caches that are written and read at growing sizes.
         transfer_tokens, training_steps: of the whole job that is computed from these times.
     """
 
@@ -76,6 +77,7 @@ class BenchConfig(StrictModel):
     loss_runs: int = Field(default=3, ge=1)
     vocabulary_batch: int = Field(default=8, ge=1)
     vocabulary_steps: int = Field(default=4, ge=1)
+    scale_tokens: tuple[int, ...] = (10**5, 10**6, 10**7)
     transfer_tokens: int = 295_000
     training_steps: int = 320
 
@@ -87,7 +89,7 @@ class BenchConfig(StrictModel):
         )
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "files": 8,
     "captures": 2,
     "epochs": 2,
@@ -97,6 +99,7 @@ QUICK = {
     "loss_runs": 1,
     "vocabulary_batch": 2,
     "vocabulary_steps": 2,
+    "scale_tokens": (10**5, 10**6),
 }
 
 
