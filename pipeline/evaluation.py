@@ -13,13 +13,18 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pipeline.batches import Collator, Selection
+from pipeline.errors import ModelError
 from pipeline.examples import CachedExample, Example
+from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.divergences import ForwardKL
 from pipeline.metrics import Metric
 from pipeline.student.key_values import without_cache
 from pipeline.targets import UNLABELLED, Targets
 from pipeline.tasks.base import Scores, Task
+from pipeline.terms import find_head, head_input
+
+_ELEMENTS = 1 << 24  # of logits that are held at a time, 64 MB of float32
 
 
 def score_model(
@@ -38,15 +43,20 @@ def score_model(
         batch_size: examples per forward pass.
     """
     device = next(model.parameters()).device
-    parts = []
+    parts: list[Scores] = []
+    head: OutputHead | None = None
     for chunk in _chunks(range(rank, len(examples), world_size), batch_size):
         batch_examples = [examples[index] for index in chunk]
         batch = collator(batch_examples)
         with torch.inference_mode(), without_cache(model):
-            inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
-            logits = model(**inputs).logits.flatten(0, -2)
-            logits = logits.index_select(0, batch["target_index"].to(device)).float()
-            parts.append(_score_batch(logits, batch, batch_examples))
+            moved = _move(batch, device)
+            if not parts:
+                head = _find_head(model, moved["targets"])
+            scored = [
+                _score_rows(logits, moved["label_ids"][rows], _select(moved["targets"], rows))
+                for rows, logits in _read_logits(model, head, moved)
+            ]
+        parts.append(_scores(batch_examples, **_cat(scored)))
     if world_size > 1:
         parts = gather_object(parts)
     return _join(parts)
@@ -89,11 +99,51 @@ def measure(task: Task, scores: Scores, slices: Sequence[str] = ()) -> list[Metr
     return found
 
 
-def _score_batch(logits: Tensor, batch: Mapping[str, Any], examples: Sequence[Example]) -> Scores:
-    label_ids = batch["label_ids"].to(logits.device)
+def _move(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     targets = batch.get("targets")
+    return {
+        "inputs": {name: tensor.to(device) for name, tensor in batch["inputs"].items()},
+        "target_index": batch["target_index"].to(device),
+        "label_ids": batch["label_ids"].to(device),
+        "targets": None if targets is None else targets.to(device),
+    }
+
+
+def _find_head(model: nn.Module, targets: Targets | None) -> OutputHead | None:
+    try:
+        return find_head(model, None if targets is None else targets.num_classes)
+    except ModelError:
+        return None  # whole logits will do
+
+
+def _read_logits(
+    model: nn.Module, head: OutputHead | None, batch: Mapping[str, Any]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits at the targets, in pieces where the head can be applied by itself."""
+    index = batch["target_index"]
+    if head is None:
+        logits = model(**batch["inputs"]).logits.flatten(0, -2)
+        yield slice(None), logits.index_select(0, index).float()
+        return
+    with head_input(model) as seen:
+        model(**batch["inputs"])
+    hidden = seen[0].flatten(0, -2).index_select(0, index)
+    size = max(1, _ELEMENTS // head.num_classes)
+    for start in range(0, max(len(hidden), 1), size):
+        rows = slice(start, start + size)
+        yield rows, head(hidden[rows])
+
+
+def _select(targets: Targets | None, rows: slice) -> Targets | None:
+    return None if targets is None else targets.select(rows)
+
+
+def _cat(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _score_rows(logits: Tensor, label_ids: Tensor, targets: Targets | None) -> dict[str, Tensor]:
     if targets is not None:
-        targets = targets.to(logits.device)
         logits = logits[:, : targets.num_classes]
     normalizer = torch.logsumexp(logits, dim=-1)
     best, predictions = logits.max(dim=-1)
@@ -106,15 +156,14 @@ def _score_batch(logits: Tensor, batch: Mapping[str, Any], examples: Sequence[Ex
         kl = ForwardKL().per_position(student, knowledge, nn.ModuleDict())
         if targets.ids.shape[1]:
             agreement = (_top_choice(targets)[0] == predictions).float()
-    return _scores(
-        examples,
-        label_ids=label_ids,
-        predictions=predictions,
-        confidence=torch.exp(best - normalizer),
-        label_log_probs=torch.where(label_ids == UNLABELLED, 0.0, label_logits - normalizer),
-        kl_to_teacher=kl,
-        agreement=agreement,
-    )
+    return {
+        "label_ids": label_ids,
+        "predictions": predictions,
+        "confidence": torch.exp(best - normalizer),
+        "label_log_probs": torch.where(label_ids == UNLABELLED, 0.0, label_logits - normalizer),
+        "kl_to_teacher": kl,
+        "agreement": agreement,
+    }
 
 
 def _top_choice(targets: Targets) -> tuple[Tensor, Tensor]:

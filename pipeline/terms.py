@@ -46,38 +46,46 @@ def projections_of(model: nn.Module) -> nn.ModuleDict:
     return found
 
 
-def fuse_head(model: nn.Module, num_classes: int | None) -> FusedHead | None:
-    """The student's output head fused with its losses, or None where its logits are needed.
-
-    It is None for a model without a head over a vocabulary, and, with one logged line, for one
-    whose logits are more than a scaled and capped linear map, or whose weights are sharded.
+def find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:
+    """The student's output head by itself, its weights those that learn; None if it has none.
 
     Args:
         model: the student, under any wrapper.
         num_classes: V of the cache; None for every row of the head.
+
+    Raises:
+        ModelError: its logits are more than a scaled and capped linear map, or its weights are
+            sharded.
     """
     inner = _unwrap(model)
     layer = inner.get_output_embeddings()
     if layer is None:
         return None
     if not isinstance(layer, nn.Linear):
-        _say_unfused(inner, "its output head is not linear")
-        return None
-    num_classes = num_classes or len(layer.weight)
-    if len(layer.weight) < num_classes:  # refused by the losses, which know the cache
-        return None
+        raise ModelError(f"{type(inner).__name__}: its output head is not linear")
     if _is_sharded(model, layer.weight):
-        _say_unfused(inner, "its weights are sharded")
-        return None
+        raise ModelError(f"{type(inner).__name__}: its weights are sharded")
     was_training = inner.training
     try:
-        head = OutputHead.of(inner.eval(), num_classes)
-    except ModelError as error:
-        _say_unfused(inner, str(error))
-        return None
+        head = OutputHead.of(inner.eval(), num_classes or len(layer.weight))
     finally:
         inner.train(was_training)
-    return FusedHead(replace(head, weight=layer.weight, bias=layer.bias))
+    return replace(head, weight=layer.weight, bias=layer.bias)
+
+
+def fuse_head(model: nn.Module, num_classes: int | None) -> FusedHead | None:
+    """The head of `find_head` fused with the losses, or None where whole logits are needed.
+
+    Why they are needed is logged in one line.
+    """
+    try:
+        head = find_head(model, num_classes)
+    except ModelError as error:
+        logging.getLogger(__name__).warning(
+            "student: the logits of every position are computed in one piece (%s)", error
+        )
+        return None
+    return None if head is None else FusedHead(head)
 
 
 def weigh_terms(
@@ -105,7 +113,7 @@ def weigh_terms(
         if not classes and student.logits.requires_grad:
             total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
         return total, sums.detach(), outputs
-    with _head_input(_unwrap(model).get_output_embeddings()) as seen:
+    with head_input(model) as seen:
         outputs, student = run_student(model, batch, losses)
     hidden = seen[0].flatten(0, -2).index_select(0, batch["target_index"])
     knowledge = _knowledge(batch)
@@ -127,15 +135,15 @@ def weigh_terms(
 
 
 @contextmanager
-def _head_input(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the head is given, and give it no position instead."""
+def head_input(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the output head is given, [B, T, D], and give it no position instead."""
     seen: list[Tensor] = []
 
     def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(given[0])
         return (given[0][:, :0], *given[1:])
 
-    handle = layer.register_forward_pre_hook(take)
+    handle = _unwrap(model).get_output_embeddings().register_forward_pre_hook(take)
     try:
         yield seen
     finally:
@@ -207,12 +215,6 @@ def _unwrap(model: nn.Module) -> Any:
 def _is_sharded(model: nn.Module, weight: Tensor) -> bool:
     wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
     return wrapped or isinstance(weight, DTensor) or hasattr(weight, "ds_id")  # DeepSpeed's mark
-
-
-def _say_unfused(model: Any, reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        "student: %s computes the logits of every position (%s)", type(model).__name__, reason
-    )
 
 
 def _signals(loss: Loss) -> list[str]:

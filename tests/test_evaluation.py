@@ -68,6 +68,20 @@ def test_the_batch_size_changes_nothing(examples: list[CachedExample], batch_siz
     np.testing.assert_allclose(one.kl_to_teacher, other.kl_to_teacher, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("elements", [1, 150])
+def test_logits_are_read_in_pieces_that_change_nothing(
+    examples: list[CachedExample], elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score(examples)
+    monkeypatch.setattr("pipeline.evaluation._ELEMENTS", elements)
+    pieces = score(examples)
+    for name in ("label_ids", "predictions", "agreement"):
+        np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name))
+    for name in ("confidence", "label_log_probs", "kl_to_teacher"):
+        found, expected = getattr(pieces, name), getattr(whole, name)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_slices_are_the_figures_of_their_examples(examples: list[CachedExample]) -> None:
     found = measure(TASK, score(examples), ["language"])
     for language, own in (("en", examples[::2]), ("yor", examples[1::2])):

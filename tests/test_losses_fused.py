@@ -250,7 +250,7 @@ def test_a_head_that_is_no_linear_map_keeps_its_logits_and_says_so_once(
     with caplog.at_level(logging.WARNING):
         assert fuse_head(model, 40) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "computes the logits of every position" in caplog.text
+    assert "the logits of every position are computed" in caplog.text
 
 
 def test_training_gives_the_model_no_position_to_make_logits_of(tmp_path: Path) -> None:
