@@ -129,9 +129,11 @@ def assert_same(found: CachedExample, expected: CachedExample) -> None:
     for name in ("logsumexp", "label_ids", "label_log_probs"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     for ids, logits in (("ids", "logits"), ("draw_ids", "draw_logits")):
-        order = getattr(theirs, ids).argsort(dim=1, stable=True)
-        assert torch.equal(getattr(ours, ids), getattr(theirs, ids).gather(1, order))
-        assert torch.equal(getattr(ours, logits), getattr(theirs, logits).gather(1, order))
+        orders = [getattr(side, ids).argsort(dim=1, stable=True) for side in (ours, theirs)]
+        for name in (ids, logits):
+            sides = zip((ours, theirs), orders, strict=True)
+            one, other = (getattr(side, name).gather(1, order) for side, order in sides)
+            assert torch.equal(one, other), name
     assert set(found.hidden) == set(expected.hidden)
     for name, values in expected.hidden.items():
         assert torch.equal(found.hidden[name], values), name

@@ -153,12 +153,12 @@ def test_codecs_stand_beside_the_records_of_others(
     assert len({one["source"] for one in points}) == 2
     for source in {one["source"] for one in points}:
         found = {one["record"]: one for one in points if one["source"] == source}
-        naive, ours = found["int32 + float16"], found["steps, 96 levels"]
+        naive, ours = found["int32 + float16"], found["steps, 99 levels"]
         assert naive["bytes"] == 6 * 64 and ours["bytes"] < found["lossless"]["bytes"]
         assert max(ours["kl"]) < 6e-4 and ours["mass"] < 1e-3
         assert set(found["lossless"]["kl"]) == {0.0}
-        assert found["steps, 269 levels"]["kl"][0] < ours["kl"][0] / 4
-    assert "steps, 269 levels" in printed.getvalue()
+        assert found["steps, 277 levels"]["kl"][0] < ours["kl"][0] / 4
+    assert "steps, 277 levels" in printed.getvalue()
 
 
 def test_columns_add_up_to_the_bytes_per_token_with_inputs(content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The codecs' promises, as properties, for every member of the family."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CODECS, Codec, TargetsSpec
-from pipeline.cache.codecs import Entries, Layout, Lossless, Steps
+from pipeline.cache.codecs import Entries, Layout, Lossless, Ranking, Steps
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 
@@ -63,9 +63,19 @@ def by_id(ids: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
 
 
+def number_ids(entries: Entries, layout: Layout) -> Layout:
+    """Number the classes by how often they occur."""
+    ids = np.concatenate([entries.ids.ravel(), entries.draw_ids.ravel()])
+    return replace(layout, ranking=Ranking.learn(ids, layout.num_classes))
+
+
 def round_trip(codec: Codec, entries: Entries, layout: Layout) -> Entries:
-    codec = codec.resolve(layout.top_k)
-    return codec.decode(codec.encode(entries, layout), layout)
+    """Through the codec, with the shard's numbering; entries in the order of their ids."""
+    codec, layout = codec.resolve(layout.top_k), number_ids(entries, layout)
+    found = codec.decode(codec.encode(entries, layout), layout)
+    ids, logits = by_id(found.ids, found.logits)
+    draw_ids, draw_logits = by_id(found.draw_ids, found.draw_logits)
+    return replace(found, ids=ids, logits=logits, draw_ids=draw_ids, draw_logits=draw_logits)
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
@@ -161,7 +171,7 @@ def test_what_there_is_one_of_in_a_target_stays(codec, layout, seed, scale):
 @given(layout=layouts, seed=seeds)
 def test_a_target_is_encoded_alike_in_any_company(codec, layout, seed):
     entries = make_entries(layout, seed, 3.0)
-    codec = codec.resolve(layout.top_k)
+    codec, layout = codec.resolve(layout.top_k), number_ids(entries, layout)
     together = codec.encode(entries, layout)
     parts = [
         codec.encode(Entries(*(getattr(entries, f.name)[rows] for f in fields(Entries))), layout)
@@ -269,6 +279,46 @@ def test_what_rounding_costs_on_language(codec, mean, tail, top_k):
             assert kl.mean() < expected and (kl < 4 * expected).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    num_classes=st.sampled_from([2, 300, 70_000]),
+    seed=seeds,
+    size=st.integers(0, 3_000),
+)
+def test_a_ranking_numbers_every_class_once_and_the_frequent_ones_first(num_classes, seed, size):
+    rng = np.random.default_rng(seed)
+    ids = (rng.pareto(1.0, size).astype(np.int64) * 7) % num_classes
+    ranking = Ranking.parse(str(Ranking.learn(ids, num_classes)), num_classes)
+    classes = np.arange(num_classes)
+    ranks = ranking.rank(classes)
+    np.testing.assert_array_equal(np.sort(ranks), classes)
+    np.testing.assert_array_equal(ranking.find(ranks.astype(np.int32)), classes)
+    counts = np.bincount(ids, minlength=num_classes)
+    assert set(ranking.frequent) == set(np.flatnonzero(counts >= 2) if num_classes > 256 else [])
+    assert (np.diff(counts[ranking.frequent]) <= 0).all()
+
+
+@pytest.mark.parametrize("text", ["1 2 x", "1 2 1", "5 300", "-1"])
+def test_a_ranking_of_no_classes_is_refused(text):
+    with pytest.raises(ValueError, match=r"classes|invalid literal"):
+        Ranking.parse(text, 300)
+
+
+def test_frequent_ids_take_fewer_bytes_wherever_they_are():
+    rng = np.random.default_rng(0)
+    frequent = rng.choice(100_000, 500, replace=False)
+    ids = np.stack([rng.choice(frequent, 40, replace=False) for _ in range(300)])
+    logits = rng.normal(0, 1, ids.shape).astype(np.float32)
+    none, lse = np.zeros((300, 0)), log_sum_exp(logits)[:, None].astype(np.float32)
+    entries = Entries(ids, logits, none.astype(np.int64), none, lse, lse[:, 0])
+    layout = Layout(100_000, 40, 0)
+    codec = Lossless()
+    plain = codec.encode(entries, layout)
+    ranked = codec.encode(entries, number_ids(entries, layout))
+    assert plain["gap_1"].any() and not ranked["gap_1"].any()
+    np.testing.assert_array_equal(round_trip(codec, entries, layout).ids, np.sort(ids, axis=1))
+
+
 def test_a_codec_is_its_own_configuration():
     spec = TargetsSpec(codec={"name": "steps", "levels": 50})
     assert spec.codec == Steps(levels=50)
@@ -281,6 +331,6 @@ def test_a_codec_is_its_own_configuration():
 
 
 def test_levels_follow_the_number_of_kept_classes_until_they_are_set():
-    assert [Steps().resolve(k).levels for k in (0, 1, 16, 81)] == [34, 34, 68, 102]
+    assert [Steps().resolve(k).levels for k in (0, 1, 16, 81)] == [35, 35, 70, 105]
     assert Steps(levels=40).resolve(81).levels == 40
     assert Lossless().resolve(81) == Lossless()

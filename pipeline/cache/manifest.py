@@ -150,9 +150,9 @@ class ShardInfo(StrictModel):
     Attributes:
         index: the shard's number; first_row: the row of the cache it begins with.
         examples, targets, features, tokens: counts.
-        batches: of each record batch of rows.arrow, in order: examples, where its message begins in
-            the file, bytes, and their CRC-32, which is checked whenever the batch is read.
+        batches: of each record batch of rows.arrow: examples, start in the file, bytes, CRC-32C.
         ids: sha256 of its example ids, each followed by a newline.
+        frequent_ids: the classes with the smallest numbers, see `Ranking`.
         files: path inside the shard -> [bytes, sha256].
     """
 
@@ -164,6 +164,7 @@ class ShardInfo(StrictModel):
     tokens: int
     batches: list[tuple[int, int, int, int]]
     ids: str
+    frequent_ids: str
     files: dict[str, tuple[int, str]]
 
     @property

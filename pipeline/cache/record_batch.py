@@ -7,12 +7,14 @@ again is one copy.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.cache.codecs import Ranking
 from pipeline.cache.manifest import Draft
 from pipeline.cache.rows import TARGETS, TOKENS
 from pipeline.examples import CachedExample, Column
@@ -31,21 +33,25 @@ class Batch:
         visits: how often examples of it were given out.
     """
 
-    def __init__(self, batch: Any, draft: Draft, kinds: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(
+        self, batch: Any, draft: Draft, kinds: Mapping[str, tuple[str, int]], ranking: Ranking
+    ) -> None:
         """Decode nothing yet.
 
         Args:
             kinds: `target_columns(draft)`, which costs more than it should for every batch.
+            ranking: the shard's.
         """
         self._draft = draft
         self._kinds = kinds
+        self._layout = replace(draft.layout, ranking=ranking)
         self._rows = batch.num_rows
         self.visits = 0
         self._scalar_columns = {name: batch.column(name) for name in (*_SCALARS, *draft.columns)}
         self._encoded: dict[str, Any] | None = {
             name: batch.column(name) for name in (*TOKENS, TARGETS)
         }
-        layout, targets = draft.layout, len(self._encoded[TARGETS].values)
+        layout, targets = self._layout, len(self._encoded[TARGETS].values)
         entries = targets * (layout.top_k + layout.tail_draws)
         tokens = len(self._encoded["input_ids"].values)
         self.nbytes: int = entries * _ENTRY_BYTES + (targets + tokens) * _TOKEN_BYTES
@@ -115,7 +121,7 @@ class Batch:
 
     def _decode_targets(self, fields: dict[str, np.ndarray]) -> Targets:
         draft = self._draft
-        entries = draft.targets.codec.decode(fields, draft.layout)
+        entries = draft.targets.codec.decode(fields, self._layout)
         return Targets(
             ids=torch.from_numpy(entries.ids),
             logits=torch.from_numpy(entries.logits),

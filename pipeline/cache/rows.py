@@ -8,14 +8,14 @@ of a large class space kept, one example alone can pass 2^31 values.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.cache.codecs import Entries
+from pipeline.cache.codecs import Entries, Ranking
 from pipeline.cache.manifest import ColumnType, Draft
 from pipeline.errors import DataError, NumericalError
 from pipeline.examples import CachedExample
@@ -107,10 +107,19 @@ def find_shift(example: CachedExample) -> str | None:
     return f"token {int(example.input_ids[at])} at position {at}, but its target is about {label}"
 
 
-def encode_batch(examples: Sequence[CachedExample], draft: Draft, feature_start: int) -> Any:
+def learn_ranking(examples: Sequence[CachedExample], draft: Draft) -> Ranking:
+    """Number the classes of a shard by how often its first examples keep them."""
+    ids = [ids.ravel() for e in examples for ids in (e.targets.ids, e.targets.draw_ids)]
+    return Ranking.learn(torch.cat(ids).numpy(), draft.num_classes)
+
+
+def encode_batch(
+    examples: Sequence[CachedExample], draft: Draft, ranking: Ranking, feature_start: int
+) -> Any:
     """Encode checked examples as one RecordBatch.
 
     Args:
+        ranking: the shard's.
         feature_start: row of the shard's feature signals with which the first example begins.
 
     Raises:
@@ -120,7 +129,7 @@ def encode_batch(examples: Sequence[CachedExample], draft: Draft, feature_start:
     for name in TOKENS:
         parts = [np.asarray(getattr(example, name), dtype=np.int32) for example in examples]
         columns[name] = _list_array(np.concatenate(parts), [len(part) for part in parts])
-    columns[TARGETS] = _target_array(examples, draft)
+    columns[TARGETS] = _target_array(examples, draft, ranking)
     features = np.array([count_features(example, draft) for example in examples], dtype=np.int64)
     columns["feature_start"] = pa.array(feature_start + np.cumsum(features) - features)
     columns["feature_count"] = pa.array(features)
@@ -206,7 +215,7 @@ def _target_type(draft: Draft) -> Any:
     return pa.struct(kinds)
 
 
-def _target_array(examples: Sequence[CachedExample], draft: Draft) -> Any:
+def _target_array(examples: Sequence[CachedExample], draft: Draft, ranking: Ranking) -> Any:
     targets = Targets.cat([example.targets for example in examples])
     counts = [len(example.targets) for example in examples]
     parts = {f.name: getattr(targets, f.name).numpy() for f in fields(Entries)}
@@ -219,7 +228,7 @@ def _target_array(examples: Sequence[CachedExample], draft: Draft) -> Any:
         "position": np.concatenate(positions),
         "label_id": targets.label_ids.numpy().astype(np.int32),
     }
-    values |= draft.targets.codec.encode(entries, draft.layout)
+    values |= draft.targets.codec.encode(entries, replace(draft.layout, ranking=ranking))
     kind = _target_type(draft)
     arrays = []
     for field in kind:

@@ -15,10 +15,17 @@ from pathlib import Path
 import google_crc32c
 import pyarrow as pa
 
+from pipeline.cache.codecs import Ranking
 from pipeline.cache.hidden import HiddenWriter
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo
-from pipeline.cache.rows import check_example, count_features, encode_batch, make_schema
+from pipeline.cache.rows import (
+    check_example,
+    count_features,
+    encode_batch,
+    learn_ranking,
+    make_schema,
+)
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
@@ -42,6 +49,7 @@ class ShardWriter:
         self._ids = hashlib.sha256()
         self._info = {"index": index, "first_row": index * draft.shard_examples}
         self._counts = {"examples": 0, "targets": 0, "features": 0, "tokens": 0}
+        self._ranking: Ranking | None = None
         self._written_features = 0
         self._waiting_entries = 0
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _ZSTD_LEVEL))
@@ -97,6 +105,7 @@ class ShardWriter:
             **self._counts,
             batches=list(_sum_batches(self._folder / ROWS, self._batches)),
             ids=self._ids.hexdigest(),
+            frequent_ids=str(self._ranking or ""),
             files={
                 file.relative_to(self._folder).as_posix(): (file.stat().st_size, hash_file(file))
                 for file in files
@@ -111,7 +120,9 @@ class ShardWriter:
         self._sink.close()
 
     def _write_batch(self) -> None:
-        batch = encode_batch(self._waiting, self._draft, self._written_features)
+        if self._ranking is None:  # from the first batch, so that memory need not hold two
+            self._ranking = learn_ranking(self._waiting, self._draft)
+        batch = encode_batch(self._waiting, self._draft, self._ranking, self._written_features)
         start = self._sink.tell()
         self._rows.write_batch(batch)
         self._batches.append((len(self._waiting), start, self._sink.tell() - start))

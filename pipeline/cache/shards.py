@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache.chunks import ChunkReader
+from pipeline.cache.codecs import Ranking
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.record_batch import Batch
@@ -90,6 +91,7 @@ class Shard:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             self._file = pa.memory_map(str(folder / ROWS))
             self._rows = pa.ipc.open_file(self._file, options=options)
+            self._ranking = Ranking.parse(self.info.frequent_ids, draft.num_classes)
             if not self._rows.schema.equals(make_schema(draft)):
                 raise ValueError(f"{ROWS} has other columns than the manifest")
             prefix = f"{HIDDEN}/"
@@ -115,7 +117,7 @@ class Shard:
                 raise ValueError("it fails its checksum")
             batch = self._rows.get_batch(index)
             batch.validate(full=True)  # a broken offset must not reach memory
-            return Batch(batch, self._draft, self._kinds)
+            return Batch(batch, self._draft, self._kinds, self._ranking)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 

@@ -3,8 +3,9 @@
     demo teacher, 4,096 classes   -- sparse_targets --> Targets -- cache with a codec --> Point
     synthetic, 131,072 classes    --                            -- rival's record ------>
 
-Bytes are all-in: every column of the targets and the framing of the file; inputs stand beside. An
-error is KL(teacher || decoded) with what is not kept as one outcome.
+Bytes are all-in: every column of the targets, the framing of the file, and shard.json in a shard of
+the default size; inputs stand beside. An error is KL(teacher || decoded) with one outcome for what
+is not kept.
 """
 
 import shutil
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from pipeline.cache import CODECS, CacheWriter, Codec, Draft, Identity, TargetsSpec, TeacherCache
 from pipeline.cache.codecs import Steps
+from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.cache.sizes import FRAMING, column_bytes
 from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED, Targets
@@ -30,6 +32,7 @@ from pipeline.teacher.sparse import sparse_targets
 from stages.bench.rivals import RIVALS
 from stages.bench.setting import Setting
 from stages.bench.vocabulary import CLASSES, synthesize_logits
+from stages.cache_teacher import ShardConfig
 
 _TEMPERATURES = (1.0, 2.0)
 _KEPT = ((128, 0), (8, 4), (0, 12))  # asked for; 64 and 50 are the first of 128
@@ -160,9 +163,12 @@ def _measure_codec(path: Path, source: str, kept: str, codec: Codec, targets: Ta
     sizes = column_bytes(cache)
     own = set(codec.columns(cache.manifest.layout))
     inputs = sum(size for name, size in sizes.items() if name not in own and name[0] != "(")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the rate is that of one core
     began = time.perf_counter()
     decoded = Targets.cat([cache[row].targets for row in range(len(cache))])
     seconds = time.perf_counter() - began
+    torch.set_num_threads(threads)
     found = [_compare_at(targets.select(slice(count)), decoded, t) for t in _TEMPERATURES]
     record = codec.name if not isinstance(codec, Steps) else f"steps, {codec.levels} levels"
     known = [one for one in found if one is not None]
@@ -170,13 +176,18 @@ def _measure_codec(path: Path, source: str, kept: str, codec: Codec, targets: Ta
         source=source,
         kept=kept,
         record=record,
-        bytes=(sum(sizes[name] for name in own) + sizes[FRAMING]) / count,
+        bytes=(sum(sizes[name] for name in own) + sizes[FRAMING]) / count + _share_ranking(path),
         inputs=inputs / count,
         kl=tuple(kl for kl, _, _ in known),
         p99=tuple(p99 for _, p99, _ in known),
         mass=max((mass for _, _, mass in known), default=None),
         rate=count / seconds,
     )
+
+
+def _share_ranking(path: Path) -> float:
+    """Bytes of a shard's own file, in a shard of the default size."""
+    return (shard_folder(path, 0) / SHARD).stat().st_size / ShardConfig().tokens
 
 
 def _compare_at(

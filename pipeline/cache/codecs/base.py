@@ -8,11 +8,12 @@ batch at once.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
+from pipeline.cache.codecs.ranking import Ranking
 from pipeline.config import StrictModel
 
 MAX_CLASSES = 2**20
@@ -42,12 +43,13 @@ class Entries:
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes that a codec needs to know: V classes, K kept, R drawn, and the temperatures."""
+    """What a codec needs to know: V classes, K kept, R drawn; by the shard, their numbering."""
 
     num_classes: int
     top_k: int
     tail_draws: int
     temperatures: tuple[float, ...] = (1.0,)
+    ranking: Ranking | None = field(default=None, compare=False)
 
 
 class Codec(StrictModel, ABC):
@@ -69,4 +71,4 @@ class Codec(StrictModel, ABC):
 
     @abstractmethod
     def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
-        """Return fresh arrays, ids ascending within each row."""
+        """Return fresh arrays, ids ascending by rank within each row."""

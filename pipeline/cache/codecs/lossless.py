@@ -17,9 +17,9 @@ from pipeline.cache.codecs.planes import (
     join_ids,
     join_planes,
     name_planes,
-    sort_by_id,
-    split_ids,
+    sort_ids,
     split_planes,
+    split_ranks,
 )
 
 _FLOAT_BYTES = 4
@@ -43,7 +43,7 @@ class Lossless(Codec):
         return kinds
 
     def encode(self, entries: Entries, layout: Layout) -> Columns:
-        """Sort by id, split into bytes."""
+        """Sort by rank, split into bytes."""
         columns: Columns = {
             "logsumexp": entries.logsumexp,
             "label_log_prob": entries.label_log_probs[:, None],
@@ -54,8 +54,8 @@ class Lossless(Codec):
         )
         for prefix, unordered, unordered_logits in parts:
             if unordered.shape[1]:
-                ids, logits = sort_by_id(unordered, unordered_logits)
-                columns |= split_ids(ids, layout.num_classes, f"{prefix}gap")
+                ranks, _, logits = sort_ids(unordered, unordered_logits, layout)
+                columns |= split_ranks(ranks, layout, f"{prefix}gap")
                 bits = logits.astype(np.float32).view(np.uint32)
                 columns |= split_planes(bits, f"{prefix}logit", _FLOAT_BYTES)
         return columns
@@ -66,7 +66,7 @@ class Lossless(Codec):
         parts: list[np.ndarray] = []
         for prefix, width in (("", layout.top_k), ("draw_", layout.tail_draws)):
             if width:
-                parts.append(join_ids(columns, layout.num_classes, f"{prefix}gap"))
+                parts.append(join_ids(columns, layout, f"{prefix}gap"))
                 bits = join_planes(columns, f"{prefix}logit", _FLOAT_BYTES)
                 parts.append(bits.view(np.float32))
             else:

@@ -1,6 +1,6 @@
 """Integers as byte planes: one column per byte, least significant first.
 
-    ids, ascending -- differences --> gap_0, gap_1, ...          float32 -- bits --> logit_0 ... 3
+    ranks, ascending -- differences --> gap_0, gap_1, ...          float32 -- bits --> logit_0 ... 3
 
 zstd packs planes to about three quarters of what it makes of whole integers, because each byte of a
 number has statistics of its own.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.cache.codecs.base import Columns
+from pipeline.cache.codecs.base import Columns, Layout
 
 _PLACE_BITS = 31  # of a place within a row, beside an id of at most 20 bits
 
@@ -42,21 +42,26 @@ def join_planes(columns: Mapping[str, np.ndarray], prefix: str, planes: int) -> 
     return values
 
 
-def sort_by_id(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order the entries of each row by id, equal ids by place."""
-    # Sorting one integer, id before place, is several times faster than a stable argsort.
-    keys = np.sort((ids << _PLACE_BITS) | np.arange(ids.shape[1]), axis=1)
+def sort_ids(
+    ids: np.ndarray, values: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order the entries of each row by the rank of their id: ranks, ids and values."""
+    ranks = layout.ranking.rank(ids) if layout.ranking else ids
+    # Sorting one integer, rank before place, is several times faster than a stable argsort.
+    keys = np.sort((ranks << _PLACE_BITS) | np.arange(ids.shape[1]), axis=1)
     order = keys & (2**_PLACE_BITS - 1)
-    return keys >> _PLACE_BITS, np.take_along_axis(values, order, axis=1)
+    ordered = [np.take_along_axis(array, order, axis=1) for array in (ids, values)]
+    return keys >> _PLACE_BITS, ordered[0], ordered[1]
 
 
-def split_ids(ids: np.ndarray, num_classes: int, prefix: str) -> Columns:
-    """Ascending ids to the planes of their differences, the first from 0."""
-    return split_planes(np.diff(ids, axis=1, prepend=0), prefix, count_planes(num_classes - 1))
+def split_ranks(ranks: np.ndarray, layout: Layout, prefix: str) -> Columns:
+    """Ascending ranks to the planes of their differences, the first from 0."""
+    planes = count_planes(layout.num_classes - 1)
+    return split_planes(np.diff(ranks, axis=1, prepend=0), prefix, planes)
 
 
-def join_ids(columns: Mapping[str, np.ndarray], num_classes: int, prefix: str) -> np.ndarray:
-    """The inverse of `split_ids`, int32."""
-    ids = join_planes(columns, prefix, count_planes(num_classes - 1))
-    np.cumsum(ids, axis=1, out=ids)  # in place and in the same type: a cast would cost ten times
-    return ids
+def join_ids(columns: Mapping[str, np.ndarray], layout: Layout, prefix: str) -> np.ndarray:
+    """From the planes of `split_ranks` to ids, int32."""
+    ranks = join_planes(columns, prefix, count_planes(layout.num_classes - 1))
+    np.cumsum(ranks, axis=1, out=ranks)  # in place, in one type: a cast would cost ten times
+    return layout.ranking.find(ranks) if layout.ranking else ranks

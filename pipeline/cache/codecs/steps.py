@@ -1,7 +1,7 @@
 """Probabilities in steps whose error weighs alike wherever it is made: the default.
 
     log p = logit - logsumexp(T = 1)
-    ids -- differences --> gap planes      log p -- fourth root of p --> level above the row's floor
+    ranks of ids -- differences --> gap planes    log p -- fourth root --> level above the floor
     floor, the normalisers that keep the mass, log p of the label --> head, a record per target
 
 An error e of a log-probability costs p e^2 / 2 nats of KL at T = 1 and sqrt(p) e^2 / 8, over the
@@ -22,9 +22,9 @@ from pipeline.cache.codecs.planes import (
     join_ids,
     join_planes,
     name_planes,
-    sort_by_id,
-    split_ids,
+    sort_ids,
     split_planes,
+    split_ranks,
 )
 
 _BELOW = 48  # levels under the first of the fourth root, so many nats apart:
@@ -46,7 +46,7 @@ class Steps(Codec):
         levels: between the probabilities 0 and 1. The mean KL(teacher || decoded) is
             2/3 / levels^2 nats times the sum of the roots of the kept probabilities at T = 1,
             which is at most sqrt(K), and K / 6 / levels^2 over the normaliser at T = 2. By default
-            34 * K^(1/4), with which language models stay below 3e-4 nats at either.
+            35 * K^(1/4), with which language models stay below 3e-4 nats at either.
     """
 
     name: Literal["steps"] = "steps"
@@ -54,7 +54,7 @@ class Steps(Codec):
 
     def resolve(self, top_k: int) -> "Steps":
         """Set the number of levels."""
-        return self if self.levels else Steps(levels=round(34 * max(top_k, 1) ** 0.25))
+        return self if self.levels else Steps(levels=round(35 * max(top_k, 1) ** 0.25))
 
     def columns(self, layout: Layout) -> dict[str, tuple[str, int]]:
         """Planes of gaps and levels, then what there is one of in each target."""
@@ -71,22 +71,22 @@ class Steps(Codec):
         return kinds
 
     def encode(self, entries: Entries, layout: Layout) -> Columns:
-        """Sort by id, round to levels, choose the normalisers that keep the mass."""
+        """Sort by rank, round to levels, choose the normalisers that keep the mass."""
         columns: Columns = {}
         head = np.zeros(len(entries.logsumexp), self._head(layout))
         head["label"] = np.rint(entries.label_log_probs * (-1 / _LABEL_STEP)).clip(0, 2**16 - 1)
         one = entries.logsumexp[:, layout.temperatures.index(1.0), None]
         codes = np.zeros((len(head), 0), dtype=np.int32)
         if layout.top_k:
-            ids, codes = self._round_kept(entries, one)
+            ranks, codes = self._round_kept(entries, layout, one)
             head["floor"] = codes.min(axis=1)
-            columns |= split_ids(ids, layout.num_classes, "gap")
+            columns |= split_ranks(ranks, layout, "gap")
             above = codes - head["floor"][:, None]
             columns |= split_planes(above, "level", self._planes(layout))
         self._fill_normalisers(head, entries, layout, codes)
         if layout.tail_draws:
-            ids, logits = sort_by_id(entries.draw_ids, entries.draw_logits)
-            columns |= split_ids(ids, layout.num_classes, "draw_gap")
+            ranks, _, logits = sort_ids(entries.draw_ids, entries.draw_logits, layout)
+            columns |= split_ranks(ranks, layout, "draw_gap")
             log_probs = logits - one + _read_normaliser(head, layout, 1.0)[:, None]
             steps = np.rint(log_probs * (-1 / _DRAW_STEP))
             columns["draw_level"] = steps.clip(0, 255).astype(np.uint8)
@@ -99,12 +99,12 @@ class Steps(Codec):
         ids = draw_ids = np.zeros((len(head), 0), dtype=np.int32)
         logits = draw_logits = np.zeros((len(head), 0), dtype=np.float32)
         if layout.top_k:
-            ids = join_ids(columns, layout.num_classes, "gap")
+            ids = join_ids(columns, layout, "gap")
             one_byte = self._planes(layout) == 1
             above = columns["level_0"] if one_byte else join_planes(columns, "level", 2)
             logits = self._log_probs.take(above + head["floor"][:, None], mode="clip")
         if layout.tail_draws:
-            draw_ids = join_ids(columns, layout.num_classes, "draw_gap")
+            draw_ids = join_ids(columns, layout, "draw_gap")
             draw_logits = columns["draw_level"].astype(np.float32)
             draw_logits *= -_DRAW_STEP
         normalisers = [_read_normaliser(head, layout, t) for t in layout.temperatures]
@@ -128,15 +128,18 @@ class Steps(Codec):
     def _head(self, layout: Layout) -> np.dtype[np.void]:
         return _describe_head(layout, "<u1" if self._planes(layout) == 1 else "<u2")
 
-    def _round_kept(self, entries: Entries, one: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending ids and their levels, [N, K]; the highest has a level of its own."""
-        ids, logits = sort_by_id(entries.ids, entries.logits)
+    def _round_kept(
+        self, entries: Entries, layout: Layout, one: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending ranks and their levels, [N, K]; the highest has a level of its own."""
+        ranks, ids, logits = sort_ids(entries.ids, entries.logits, layout)
         codes = self._round(logits - one)
-        top = logits.argmax(axis=1)[:, None]
+        best = logits == logits.max(axis=1, keepdims=True)
+        top = np.where(best, ids, layout.num_classes).argmin(axis=1)[:, None]
         highest = np.maximum(np.take_along_axis(codes, top, axis=1), 1)
         codes = np.minimum(codes, highest - 1)
         np.put_along_axis(codes, top, highest, axis=1)
-        return ids, codes
+        return ranks, codes
 
     def _round(self, log_probs: np.ndarray) -> np.ndarray:
         """The level whose log-probability is nearest, int32."""

@@ -1,0 +1,72 @@
+"""Ids by how often a shard keeps them: frequent ones get small numbers, and so small gaps.
+
+ids of the first record batch -- Ranking.learn --> frequent ids, in shard.json
+rank r: the r-th frequent id, after them all other ids as they come
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+_SEEN = 2  # times an id was kept; one that was kept once says nothing about the next batch
+_WORTH = 2**8  # classes; below, a gap is one byte and hardly gets smaller
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A numbering of V classes, for one shard.
+
+    Attributes:
+        frequent: ids by falling frequency, each once.
+        num_classes: V.
+    """
+
+    frequent: np.ndarray
+    num_classes: int
+
+    @classmethod
+    def learn(cls, ids: np.ndarray, num_classes: int) -> "Ranking":
+        """Rank what occurs twice among [n] ids, the more frequent and then the smaller first."""
+        if num_classes <= _WORTH:
+            return cls(np.zeros(0, dtype=np.int32), num_classes)
+        counts = np.bincount(ids, minlength=num_classes)
+        order = np.argsort(-counts, kind="stable")
+        return cls(order[: np.count_nonzero(counts >= _SEEN)].astype(np.int32), num_classes)
+
+    @classmethod
+    def parse(cls, text: str, num_classes: int) -> "Ranking":
+        """Read what `str` wrote.
+
+        Raises:
+            ValueError: no numbers, or no such classes.
+        """
+        frequent = np.array(text.split(), dtype=np.int32)
+        known = not len(frequent) or 0 <= frequent.min() <= frequent.max() < num_classes
+        if not known or len(np.unique(frequent)) != len(frequent):
+            raise ValueError("frequent_ids holds something else than different classes")
+        return cls(frequent, num_classes)
+
+    def __str__(self) -> str:
+        """The frequent ids in decimal, with spaces between them."""
+        return " ".join(map(str, self.frequent.tolist()))
+
+    def rank(self, ids: np.ndarray) -> np.ndarray:
+        """The number of each id, int64."""
+        return self._ranks.take(ids) if len(self.frequent) else ids
+
+    def find(self, ranks: np.ndarray) -> np.ndarray:
+        """The id of each number, int32; a number of no class becomes the last."""
+        return self._ids.take(ranks, mode="clip") if len(self.frequent) else ranks
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        others = np.ones(self.num_classes, dtype=bool)
+        others[self.frequent] = False
+        return np.concatenate([self.frequent, np.flatnonzero(others)]).astype(np.int32)
+
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        ranks = np.empty(self.num_classes, dtype=np.int64)
+        ranks[self._ids] = np.arange(self.num_classes)
+        return ranks
