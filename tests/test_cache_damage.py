@@ -131,6 +131,24 @@ def test_a_flipped_byte_in_rows_is_refused_and_never_believed(copy):
     assert refused > 100
 
 
+def test_damage_is_named_by_record_batch_and_by_chunk(copy):
+    file = copy / "shards/00001/rows.arrow"
+    info = json.loads((copy / "shards/00001/shard.json").read_text())
+    _, start, size, _ = info["batches"][0]
+    content = bytearray(file.read_bytes())
+    content[start + size // 2] ^= 1
+    file.write_bytes(bytes(content))
+    vectors = copy / "shards/00000/hidden.zarr/layer.0/c/0/0"
+    vectors.write_bytes(bytes(vectors.stat().st_size))
+    cache = TeacherCache.open(copy)
+    with pytest.raises(
+        CacheError, match=r"shards/00001: .*record batch 0 of rows.arrow: .*checksum"
+    ):
+        cache[4]
+    with pytest.raises(CacheError, match=r"shards/00000: .*chunk 0 of layer.0: .*checksum"):
+        cache[0].hidden["layer.0"]
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_flipped_byte_in_a_vector_is_refused_once_it_is_asked_for(copy, name):
     file = copy / f"shards/00001/hidden.zarr/{name}/c/0/0"

@@ -4,15 +4,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from cache_examples import assert_same, make_draft, make_example, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.batches import StepSampler
-from pipeline.cache import EpochOrder, TeacherCache, epoch_order
+from pipeline.batches import Collator, StepSampler
+from pipeline.cache import CODECS, EpochOrder, TargetsSpec, TeacherCache, epoch_order
 from pipeline.cache.order import BUFFER_BLOCKS
+from pipeline.tasks import CausalLM
 
 counts = st.integers(0, 3000)
 blocks = st.integers(1, 100)
@@ -205,3 +208,44 @@ def test_what_is_skipped_is_not_read(cache, tmp_path):
     assert len(needed) < 8
     rest = TeacherCache.open(copy).stream(3, 0, skip=24)
     assert [e.example_id for e in rest] == [f"text-{row}" for row in order[24:]]
+
+
+def read_slice(cache, row):
+    """What the codec makes of one example's targets alone, read by Arrow."""
+    draft = cache.manifest
+    shard, local = divmod(row, draft.shard_examples)
+    file = pa.ipc.open_file(cache.path / f"shards/{shard:05d}/rows.arrow")
+    targets = file.read_all()["targets"].combine_chunks()[local].values
+    columns = {}
+    for name, (_, width) in draft.targets.codec.columns(draft.layout).items():
+        field = targets.field(name)
+        flat = field.flatten() if width > 1 else field
+        columns[name] = flat.to_numpy().reshape(-1, width)
+    return draft.targets.codec.decode(columns, draft.layout)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_decoded_at_once_is_its_examples_decoded_one_by_one(tmp_path, codec):
+    spec = TargetsSpec(top_k=5, tail_draws=2, temperatures=(1.0, 2.0), codec=codec)
+    write_cache(tmp_path, make_draft(7, targets=spec))
+    cache = TeacherCache.open(tmp_path)
+    collate = Collator(CausalLM(block_size=16), pad_id=0)
+    order = epoch_order(7, 64, 1, 0).tolist()
+    joined = collate(list(cache.stream(1, 0)))["targets"]
+    alone = [collate([TeacherCache.open(tmp_path)[row]])["targets"] for row in order]
+    for name in ("ids", "logits", "draw_ids", "draw_logits", "logsumexp", "label_log_probs"):
+        parts = [getattr(part, name) for part in alone]
+        assert torch.equal(getattr(joined, name), torch.cat(parts)), name
+        for row, part in zip(order, parts, strict=True):
+            expected = torch.from_numpy(np.ascontiguousarray(getattr(read_slice(cache, row), name)))
+            assert torch.equal(part, expected), name
+
+
+def test_joined_targets_are_a_copy(cache):
+    """Examples of a record batch share its memory; a training batch does not."""
+    collate = Collator(CausalLM(block_size=16), pad_id=0)
+    for count in (1, 3):
+        before = [cache[row].targets.logits.clone() for row in range(count)]
+        collate([cache[row] for row in range(count)])["targets"].logits.zero_()
+        for row in range(count):
+            assert torch.equal(cache[row].targets.logits, before[row])

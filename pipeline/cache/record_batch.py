@@ -16,11 +16,10 @@ import torch
 
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.manifest import Draft
-from pipeline.cache.rows import TARGETS, TOKENS
+from pipeline.cache.rows import FEATURES, TARGETS, TOKENS
 from pipeline.examples import CachedExample, Column
 from pipeline.targets import UNLABELLED, Targets
 
-_SCALARS = ("example_id", "feature_start", "feature_count")
 _ENTRY_BYTES = 8  # of an entry once decoded: int32 id, float32 logit
 _TOKEN_BYTES = 24  # about, of a token and of what a target has once
 
@@ -47,9 +46,9 @@ class Batch:
         self._layout = replace(draft.layout, ranking=ranking)
         self._rows = batch.num_rows
         self.visits = 0
-        self._scalar_columns = {name: batch.column(name) for name in (*_SCALARS, *draft.columns)}
+        self._scalar_columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         self._encoded: dict[str, Any] | None = {
-            name: batch.column(name) for name in (*TOKENS, TARGETS)
+            name: self._scalar_columns.pop(name) for name in (*TOKENS, TARGETS)
         }
         layout, targets = self._layout, len(self._encoded[TARGETS].values)
         entries = targets * (layout.top_k + layout.tail_draws)
@@ -66,8 +65,8 @@ class Batch:
 
     def features(self, row: int) -> slice:
         """Rows of the shard's feature signals that belong to an example."""
-        start = self._scalars["feature_start"][row]
-        return slice(start, start + self._scalars["feature_count"][row])
+        start, count = (self._scalars[name][row] for name in FEATURES)
+        return slice(start, start + count)
 
     def decode(self) -> None:
         """Make the tensors, once; to be called by one thread at a time, before `example`.
@@ -115,7 +114,7 @@ class Batch:
             target_positions=self._positions[targets],
             label_ids=self._labels[targets],
             columns=columns,
-            targets=_select(self._targets, targets),
+            targets=self._targets if self._rows == 1 else _select(self._targets, targets),
             hidden=hidden,
         )
 

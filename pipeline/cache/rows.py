@@ -29,6 +29,7 @@ _TYPES: dict[ColumnType, Any] = {
 }
 TOKENS = ("input_ids", "segment_lengths")
 TARGETS = "targets"
+FEATURES = ("feature_start", "feature_count")
 _FINITE = ("logits", "draw_logits", "logsumexp", "label_log_probs")
 
 
@@ -47,8 +48,8 @@ def make_schema(draft: Draft) -> Any:
     own = [pa.field("example_id", pa.large_string(), nullable=False)]
     own += [pa.field(name, _list_of(pa.int32()), nullable=False) for name in TOKENS]
     own += [pa.field(TARGETS, _list_of(_target_type(draft)), nullable=False)]
-    own += [pa.field("feature_start", pa.int64(), nullable=False)]
-    own += [pa.field("feature_count", pa.int64(), nullable=False)]
+    if any(signal.per == "feature" for signal in draft.signals.values()):
+        own += [pa.field(name, pa.int64(), nullable=False) for name in FEATURES]
     taken = {field.name for field in own}.intersection(draft.columns)
     if taken:
         raise DataError(
