@@ -130,7 +130,9 @@ class TeacherCache:
             raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
         index, local = divmod(at, self.manifest.shard_examples)
         batch, inside, key = self._batch(index, local)
-        hidden = LazySignals(self.manifest.signals, partial(self._read_hidden, index, local))
+        # Found now: by the time that a signal is asked for the batch may be forgotten.
+        read = partial(self._read_hidden, index, local, batch.features(inside))
+        hidden = LazySignals(self.manifest.signals, read)
         try:
             with self._opened.lock:
                 batch.decode()
@@ -252,10 +254,9 @@ class TeacherCache:
             key = (index, batch)
             return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside, key
 
-    def _read_hidden(self, index: int, local: int, name: str) -> torch.Tensor:
+    def _read_hidden(self, index: int, local: int, features: slice, name: str) -> torch.Tensor:
         signal = self.manifest.signals[name]
-        batch, inside, _ = self._batch(index, local)
-        rows = slice(local, local + 1) if signal.per == "example" else batch.features(inside)
+        rows = slice(local, local + 1) if signal.per == "example" else features
         info = self._shard(index).info
         stored = info.examples if signal.per == "example" else info.features
         if rows.stop > stored:

@@ -64,7 +64,9 @@ class Batch:
         return str(self._scalars["example_id"][row])
 
     def features(self, row: int) -> slice:
-        """Rows of the shard's feature signals that belong to an example."""
+        """Rows of the shard's feature signals that belong to an example, none without signals."""
+        if FEATURES[0] not in self._scalars:
+            return slice(0, 0)
         start, count = (self._scalars[name][row] for name in FEATURES)
         return slice(start, start + count)
 

@@ -50,7 +50,7 @@ def make_schema(draft: Draft) -> Any:
     own += [pa.field(TARGETS, _list_of(_target_type(draft)), nullable=False)]
     if any(signal.per == "feature" for signal in draft.signals.values()):
         own += [pa.field(name, pa.int64(), nullable=False) for name in FEATURES]
-    taken = {field.name for field in own}.intersection(draft.columns)
+    taken = {*FEATURES, *(field.name for field in own)}.intersection(draft.columns)
     if taken:
         raise DataError(
             f"column {min(taken)!r}: the cache has a column of that name itself; carry it under"
