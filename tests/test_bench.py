@@ -5,6 +5,7 @@ import math
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -134,7 +135,25 @@ def test_json_file_holds_what_was_measured(content: dict[str, Any], config: Benc
 
 
 def test_scratch_files_are_removed(content: dict[str, Any], config: BenchConfig) -> None:
-    assert [path.name for path in config.output.parent.iterdir()] == ["bench.json"]
+    left = sorted(path.name for path in config.output.parent.iterdir())
+    assert left == ["bench.json", "bench.svg"]
+
+
+def test_the_picture_shows_every_record_and_loads_nothing(
+    content: dict[str, Any], config: BenchConfig
+) -> None:
+    picture = ElementTree.fromstring(config.output.with_suffix(".svg").read_text(encoding="utf-8"))
+    space = "{http://www.w3.org/2000/svg}"
+    shown = [
+        point
+        for point in content["codecs"]
+        if point["source"] == content["codecs"][-1]["source"] and point["kept"] == "64"
+    ]
+    assert len(list(picture.iter(f"{space}circle"))) == len(shown) > 8
+    texts = {text.text for text in picture.iter(f"{space}text")}
+    for point in shown:
+        assert point["record"] in texts or point["record"].startswith("steps")
+    assert not any("href" in name for one in picture.iter() for name in one.attrib)
 
 
 def test_table_prints_every_row_and_explains_every_baseline(

@@ -19,6 +19,7 @@ from pipeline.runs import write_json
 from stages.bench.codecs import list_points, measure_codecs, show_points
 from stages.bench.losses import measure_losses, measure_vocabularies
 from stages.bench.measuring import describe_machine, show_columns, show_rows
+from stages.bench.plot import draw_plot
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
@@ -70,7 +71,9 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
     show_scale(scale, console)
     show_points(points, console)
     write_json(config.output, content)
-    console.print(f"{config.output}: written", soft_wrap=True)
+    picture = config.output.with_suffix(".svg")
+    picture.write_text(draw_plot(points), encoding="utf-8")
+    console.print(f"{config.output} and {picture.name}: written", soft_wrap=True)
     return content
 
 
