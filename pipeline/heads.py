@@ -85,7 +85,7 @@ class OutputHead:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave tensors in a model's caches that cannot learn
 def _probe(model: Any, num_classes: int) -> tuple[Tensor, Tensor]:
     """Last hidden states [n, D] and the model's own logits [n, V] of a few fixed token ids."""
     embeddings = model.get_input_embeddings().weight

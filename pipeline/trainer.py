@@ -167,6 +167,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def _fused_head(self, model: nn.Module, inputs: Mapping[str, Any]) -> FusedHead | None:
         """The student's head, probed at the first step."""
+        if self.args.torch_compile:  # a hook that comes and goes would compile every step anew
+            return None
         if self._fused is None:
             targets = inputs.get("targets")
             self._fused = (fuse_head(model, None if targets is None else targets.num_classes),)

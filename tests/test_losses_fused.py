@@ -261,3 +261,18 @@ def test_training_gives_the_model_no_position_to_make_logits_of(tmp_path: Path) 
     assert outputs.logits.shape[1] == 0
     kept = trainer.model(**batch["inputs"]).logits
     assert kept.shape[1] == batch["inputs"]["input_ids"].shape[1]
+
+
+def test_a_compiled_student_keeps_its_logits(tmp_path: Path) -> None:
+    examples = [make_example(number) for number in range(4)]
+    losses = [ForwardKL(), CrossEntropy()]
+    fused, plain = (
+        make_trainer(tmp_path / name, losses, examples, torch_compile=compiled)
+        for name, compiled in (("fused", False), ("plain", True))
+    )
+    batch = plain.data_collator(examples)
+    total, outputs = plain.compute_loss(plain.model, batch, return_outputs=True)
+    assert outputs.logits.shape[1] == batch["inputs"]["input_ids"].shape[1]
+    assert float(total.detach()) == pytest.approx(
+        float(fused.compute_loss(fused.model, batch).detach()), rel=1e-5
+    )
