@@ -1,0 +1,64 @@
+"""Caches of format 1 that were written once are read for ever."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cache_examples import make_example
+from golden_cache import CASES, GOLDEN, describe_example, make_golden_draft
+
+from pipeline.cache import CODECS, TeacherCache
+
+_ROUNDED = {"logits", "draw_logits", "logsumexp", "label_log_probs"}  # by a logarithm
+
+
+def test_every_codec_and_every_dtype_has_golden_bytes() -> None:
+    drafts = [make_golden_draft(name) for name in CASES]
+    assert {draft.targets.codec.name for draft in drafts} == set(CODECS)
+    assert sorted(path.name for path in GOLDEN.iterdir() if path.is_dir()) == sorted(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_bytes_hold_what_they_held(name: str) -> None:
+    cache = TeacherCache.open(GOLDEN / name)
+    expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    assert cache.manifest.version == 1
+    assert len(cache) == len(expected) > 0
+    for row, wanted in enumerate(expected):
+        found: dict[str, Any] = describe_example(cache[row])
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            if key in _ROUNDED:
+                np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
+            else:
+                assert found[key] == value, key
+        assert describe_example(cache.by_id(wanted["example_id"])) == found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_golden_bytes_held_is_what_was_put_in(name: str) -> None:
+    draft = make_golden_draft(name)
+    lossless = draft.targets.codec.name == "lossless"
+    for wanted in json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")):
+        given = make_example(int(wanted["example_id"].split("-")[1]), draft)
+        assert wanted["input_ids"] == given.input_ids.tolist()
+        assert dict(given.columns) == wanted["columns"]
+        for kept in ("ids", "draw_ids"):
+            expected = getattr(given.targets, kept).sort(dim=1).values
+            assert torch.equal(torch.tensor(wanted[kept]).long().sort(dim=1).values, expected)
+        for signal, values in given.hidden.items():
+            assert torch.equal(torch.tensor(wanted["hidden"][signal]), values)
+        if lossless:
+            given_logits = given.targets.logits.sort(dim=1).values
+            assert torch.equal(torch.tensor(wanted["logits"]).sort(dim=1).values, given_logits)
+            assert torch.equal(torch.tensor(wanted["logsumexp"]), given.targets.logsumexp)
+        elif draft.layout.top_k:
+            own, read = given.targets.at(1.0), torch.tensor(wanted["logits"])
+            log_probs = (
+                read - torch.tensor(wanted["logsumexp"])[:, [wanted["temperatures"].index(1.0)]]
+            )
+            torch.testing.assert_close(
+                log_probs.exp().sum(dim=1), own.log_probs.exp().sum(dim=1), rtol=0, atol=1e-3
+            )
