@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -81,22 +80,34 @@ def measure_codecs(setting: Setting) -> list[Point]:
 
 
 def show_points(points: Sequence[Point], console: Console) -> None:
-    """Print the table of all points."""
-    table = Table(title="bytes against error", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("logits", "kept", "record"):
-        table.add_column(heading)
-    for heading in ("bytes", "+ inputs", "KL, T = 1", "p99", "T = 2", "p99", "targets/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point, after in zip(points, [*points[1:], None], strict=True):
-        cells = [point.source, point.kept, point.record, f"{point.bytes:.1f}"]
-        cells.append("" if point.inputs is None else f"{point.inputs:.1f}")
-        for index in range(len(_TEMPERATURES)):
-            known = index < len(point.kl)
-            cells += [f"{p[index]:.1e}" if known else "" for p in (point.kl, point.p99)]
-        cells.append("" if point.rate is None else f"{point.rate / 1e6:.2f} M")
-        last = after is None or (after.source, after.kept) != (point.source, point.kept)
-        table.add_row(*cells, end_section=last)
-    console.print(table)
+    """Print one table for each class space and what is kept of it."""
+    groups = dict.fromkeys((point.source, point.kept) for point in points)
+    for source, kept in groups:
+        table = Table(
+            title=f"bytes against error: {kept} kept, {source}",
+            title_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        table.add_column("record", no_wrap=True)
+        for heading in ("bytes", "inputs", "KL T=1", "p99", "KL T=2", "p99", "/s"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for point in points:
+            if (point.source, point.kept) == (source, kept):
+                table.add_row(*_cells(point))
+        console.print(table)
+        console.print()
+
+
+def _cells(point: Point) -> list[str]:
+    cells = [point.record, f"{point.bytes:.1f}"]
+    cells.append("" if point.inputs is None else f"+{point.inputs:.1f}")
+    for index in range(len(_TEMPERATURES)):
+        known = index < len(point.kl)
+        cells += [f"{p[index]:.1e}" if known else "" for p in (point.kl, point.p99)]
+    cells.append("" if point.rate is None else f"{point.rate / 1e6:.2f} M")
+    return cells
 
 
 def list_points(points: Sequence[Point]) -> list[dict[str, Any]]:

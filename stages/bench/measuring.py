@@ -37,6 +37,7 @@ class Row:
         against: what the other side is.
         repetitions: of each side, warm-up not counted; 0 for what does not vary.
         spread: lowest and highest ratio of a single repetition; None where nothing is repeated.
+        goal: what the ratio, or where it has a unit the measurement, should come to.
     """
 
     what: str
@@ -46,6 +47,7 @@ class Row:
     against: str = ""
     repetitions: int = 0
     spread: tuple[float, float] | None = None
+    goal: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -73,7 +75,9 @@ def interleave(sides: Mapping[str, Callable[[], float]], repetitions: int) -> di
     return found
 
 
-def rate_row(what: str, count: int, ours: Seconds, against: str, theirs: Seconds) -> Row:
+def rate_row(
+    what: str, count: int, ours: Seconds, against: str, theirs: Seconds, goal: str = ""
+) -> Row:
     """Tokens per second of two sides that go through the same `count` tokens."""
     return Row(
         what=what,
@@ -83,11 +87,18 @@ def rate_row(what: str, count: int, ours: Seconds, against: str, theirs: Seconds
         against=against,
         repetitions=len(ours),
         spread=_spread(theirs, ours),
+        goal=goal,
     )
 
 
 def time_row(
-    what: str, unit: str, per_second: float, ours: Seconds, against: str, theirs: Seconds
+    what: str,
+    unit: str,
+    per_second: float,
+    ours: Seconds,
+    against: str,
+    theirs: Seconds,
+    goal: str = "",
 ) -> Row:
     """Times of two sides in a unit of which a second has `per_second`."""
     return Row(
@@ -98,6 +109,7 @@ def time_row(
         against=against,
         repetitions=len(ours),
         spread=_spread(ours, theirs),
+        goal=goal,
     )
 
 
@@ -140,7 +152,7 @@ def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("what")
-    for heading in ("measured", "baseline", "ratio", "n"):
+    for heading in ("measured", "baseline", "ratio", "goal", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     baselines = list(dict.fromkeys(row.against for row in rows if row.against))
     letters = dict(zip(baselines, ascii_lowercase, strict=False))
@@ -149,7 +161,8 @@ def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
         baseline = ""
         if row.baseline is not None:
             baseline = f"{_format(row.baseline)} {letters.get(row.against, '')}"
-        cells = (_format(row.measured), baseline, _ratio(row), str(row.repetitions or ""))
+        runs = str(row.repetitions or "")
+        cells = (_format(row.measured), baseline, _ratio(row), row.goal, runs)
         table.add_row(f"{row.what}, {row.unit}", *cells, end_section=last)
     console.print(table)
     for baseline, letter in letters.items():

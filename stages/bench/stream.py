@@ -39,6 +39,7 @@ _KINDS = {
     "k = 64": TargetsSpec(top_k=64, temperatures=(1.0, 2.0)),
     "8 + 4": TargetsSpec(top_k=8, tail_draws=4, temperatures=(1.0, 2.0)),
 }
+_GOALS = {"k = 64": "5 M", "8 + 4": "12 M"}
 _LARGE_ROWS, _LARGE_SHARDS = 10**9, 10**5
 _STEPS = 10**6  # taken before a run continues
 _SHUFFLED = 2**20  # rows of the orders whose mixing is measured
@@ -114,8 +115,11 @@ def _measure_targets(setting: Setting, name: str, cache: TeacherCache) -> list[R
     what = f"{name}: decode and collate, shuffled, one thread"
     single = f"{name}: one sequence of 1,024 at random"
     return [
-        rate_row(what, tokens, found["ours"], against, found["theirs"]),
-        time_row(single, "µs", 1e6 / len(picks), found["pick"], against, found["their pick"]),
+        rate_row(what, tokens, found["ours"], against, found["theirs"], goal=_GOALS[name]),
+        replace(
+            time_row(single, "µs", 1e6 / len(picks), found["pick"], against, found["their pick"]),
+            goal="300 µs",
+        ),
     ]
 
 
@@ -136,7 +140,7 @@ def _measure_hidden(setting: Setting) -> Row:
     found = interleave({"ours": read_ours, "theirs": read_theirs}, setting.config.reads)
     what, megabytes = "hidden states in order, stored float16, one thread", round(stored / 1e6)
     row = rate_row(what, megabytes, found["ours"], "Zarr's own reader", found["theirs"])
-    return replace(row, unit="MB/s")
+    return replace(row, unit="MB/s", goal="1,000")
 
 
 def _measure_mixing() -> list[Row]:
@@ -171,8 +175,17 @@ def _measure_bookkeeping(setting: Setting) -> list[Row]:
             found["large"],
             f"one shard of {_EXAMPLES} rows, and the example read",
             found["small"],
+            goal="1 s",
         ),
-        time_row(f"ten of these: {large_is}", "ms", 1e3, found["ten"], "one", found["large"]),
+        time_row(
+            f"ten of these: {large_is}",
+            "ms",
+            1e3,
+            found["ten"],
+            "one",
+            found["large"],
+            goal="≤ 10",
+        ),
         time_row(
             "rows of the step after 10^6 steps, of 10^9 rows",
             "ms",
@@ -180,6 +193,7 @@ def _measure_bookkeeping(setting: Setting) -> list[Row]:
             found["late"],
             "those of the first step",
             found["first"],
+            goal="1 s",
         ),
     ]
 
