@@ -56,6 +56,27 @@ def test_kept_entries_normalisers_and_labels_equal_the_dense_softmax(
     torch.testing.assert_close(targets.label_log_probs.double(), expected, rtol=1e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize("draws", [0, 2])
+@pytest.mark.parametrize("temperatures", [(1.0, 2.0, 4.0), (0.5, 1.0, 3.0, 6.0), (0.7, 1.0, 1.4)])
+def test_normalisers_are_those_of_float64_however_the_temperatures_are_spaced(
+    temperatures: tuple[float, ...], draws: int
+) -> None:
+    logits = make_logits(4, 1000, spread=12.0)
+    found = sparse_targets(logits, 64, draws, temperatures, no_labels(4), make_generator())
+    for column, temperature in enumerate(temperatures):
+        expected = (logits.double() / temperature).logsumexp(dim=1)
+        torch.testing.assert_close(found.logsumexp[:, column].double(), expected, rtol=0, atol=2e-5)
+
+
+def test_entries_that_tie_are_kept_once_each_and_the_rest_is_drawn() -> None:
+    logits = torch.zeros(2, 300)
+    targets = sparse_targets(logits, 64, 200, (1.0,), no_labels(2), make_generator())
+    for kept, drawn in zip(targets.ids.tolist(), targets.draw_ids.tolist(), strict=True):
+        assert len(set(kept)) == 64
+        assert not set(kept) & set(drawn)
+    assert bool((targets.logits == 0.0).all())
+
+
 def test_all_keeps_every_class_and_leaves_no_tail() -> None:
     targets = sparse_targets(make_logits(3, 7), "all", 0, (1.0,), no_labels(3))
     assert targets.ids.sort(dim=1).values.tolist() == [list(range(7))] * 3

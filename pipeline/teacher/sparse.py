@@ -122,15 +122,15 @@ def log_sum_exps(
         known: temperature -> [N], what need not be computed again.
     """
     scratch = torch.empty_like(z)
-    columns = []
-    for temperature in temperatures:
-        if temperature in known:
-            columns.append(known[temperature])
+    found, held = dict(known), 0.0  # held: the temperature of the exponentials in scratch
+    for temperature in sorted(set(temperatures) - set(known), reverse=True):
+        if held == 2.0 * temperature:
+            scratch.square_()  # a third of the cost of an exponential
         else:
-            torch.sub(z, peak, out=scratch)
-            total = scratch.mul_(1.0 / temperature).exp_().sum(dim=1)
-            columns.append(total.log() + peak[:, 0] / temperature)
-    return torch.stack(columns, dim=1)
+            torch.sub(z, peak, out=scratch).mul_(1.0 / temperature).exp_()
+        held = temperature
+        found[temperature] = scratch.sum(dim=1).log() + peak[:, 0] / temperature
+    return torch.stack([found[temperature] for temperature in temperatures], dim=1)
 
 
 def draw_tail(
@@ -155,7 +155,8 @@ def draw_tail(
     N, V = z.shape
     width = isqrt(V)
     groups = -(-V // width)
-    weights = z.new_zeros(N, width * groups)  # columns beyond V keep the weight 0
+    weights = z.new_empty(N, width * groups)
+    weights[:, V:] = 0.0  # no class
     torch.sub(z, peak, out=weights[:, :V]).exp_().scatter_(1, kept, 0.0)
     grid = weights.view(N, width, groups)
     uniform = torch.rand((2, N, draws), dtype=torch.float64, device=z.device, generator=generator)
