@@ -106,6 +106,7 @@ def code(workplace: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
         "training__max_steps": 80,
         "training__learning_rate": 2e-2,
         "training__warmup_steps": 5,
+        "training__per_device_train_batch_size": 8,
         "evaluation__every": 40,
     }
     names = ["demo-labels", "demo-kd", "demo-kd-hidden"]
