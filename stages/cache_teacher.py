@@ -8,9 +8,8 @@ that are missing; a finished one is compared with what is asked for and left as 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import torch
 import yaml
 from pydantic import Field
 from rich.console import Console
@@ -22,6 +21,7 @@ from pipeline.cache import (
     Manifest,
     Signal,
     TargetsSpec,
+    VectorType,
     read_manifest,
     require_same,
 )
@@ -59,12 +59,12 @@ class HiddenConfig(StrictModel):
     Attributes:
         layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
         pooled: the mean of the last hidden states over an example's tokens.
-        dtype: in the cache.
+        dtype: in the cache; float8_e4m3fn and int8 have a scale for each vector.
     """
 
     layers: tuple[int, ...] = ()
     pooled: bool = False
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: VectorType = "float16"
 
 
 class BatchConfig(StrictModel):
@@ -204,7 +204,7 @@ def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
         temperatures=targets.temperatures,
         layers=teacher.name_layers(config.hidden.layers),
         pooled=config.hidden.pooled,
-        hidden_dtype=getattr(torch, config.hidden.dtype),
+        hidden_dtype=teacher.model.dtype,
     )
 
 

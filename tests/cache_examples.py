@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache import CacheWriter, Draft, Identity, Manifest, Signal, TargetsSpec
+from pipeline.cache import CacheWriter, Draft, Identity, Manifest, Signal, TargetsSpec, VectorType
 from pipeline.examples import CachedExample
 from pipeline.targets import Targets
 
@@ -73,10 +73,8 @@ def make_example(row: int, draft: Draft, tokens: int | None = None) -> CachedExa
     label_ids = input_ids[1:].copy()
     logits = rng.normal(0, 3, (tokens - 1, draft.num_classes))
     hidden = {
-        name: torch.from_numpy(
-            rng.normal(size=(1 if signal.per == "example" else tokens, signal.width))
-            .astype(signal.dtype)
-            .astype(np.float32)
+        name: _round(
+            rng.normal(size=(1 if signal.per == "example" else tokens, signal.width)), signal.dtype
         )
         for name, signal in draft.signals.items()
     }
@@ -90,6 +88,14 @@ def make_example(row: int, draft: Draft, tokens: int | None = None) -> CachedExa
         targets=make_targets(logits, label_ids, draft, row),
         hidden=hidden,
     )
+
+
+def _round(values: np.ndarray, dtype: VectorType) -> torch.Tensor:
+    """To numbers that come back as they are, but for those with a scale for each row."""
+    if dtype in ("float16", "float32"):
+        values = values.astype(dtype)
+    rounded = torch.from_numpy(values.astype(np.float32))
+    return rounded.bfloat16().float() if dtype == "bfloat16" else rounded
 
 
 def make_examples(draft: Draft) -> list[CachedExample]:

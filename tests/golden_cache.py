@@ -14,12 +14,18 @@ import numpy as np
 import torch
 from cache_examples import SIGNALS, make_draft, write_cache
 
-from pipeline.cache import Draft, TargetsSpec, TeacherCache
+from pipeline.cache import Draft, Signal, TargetsSpec, TeacherCache, VectorType
 from pipeline.examples import CachedExample
 
 GOLDEN = Path(__file__).parent / "golden"
-_HALF = {name: signal.model_copy(update={"dtype": "float16"}) for name, signal in SIGNALS.items()}
+
+
+def _kept_as(dtype: VectorType) -> dict[str, Signal]:
+    return {name: signal.model_copy(update={"dtype": dtype}) for name, signal in SIGNALS.items()}
+
+
 _KEPT_AND_DRAWN = {"top_k": 8, "tail_draws": 3, "temperatures": (1.0, 2.0)}
+_FEW = {"top_k": 2, "codec": "steps"}
 CASES: dict[str, dict[str, Any]] = {
     "steps": {"targets": {**_KEPT_AND_DRAWN, "codec": "steps"}, "signals": SIGNALS},
     "steps-cold": {"targets": {"top_k": 4, "temperatures": (0.5, 1.0, 4.0), "codec": "steps"}},
@@ -33,13 +39,19 @@ CASES: dict[str, dict[str, Any]] = {
         "num_classes": 70_000,
         "num_examples": 3,
     },
-    "lossless": {"targets": {**_KEPT_AND_DRAWN, "codec": "lossless"}, "signals": _HALF},
+    "lossless": {
+        "targets": {**_KEPT_AND_DRAWN, "codec": "lossless"},
+        "signals": _kept_as("float16"),
+    },
     "lossless-all": {"targets": {"top_k": 50, "codec": "lossless"}},
     "lossless-large": {
         "targets": {"top_k": 5, "tail_draws": 2, "codec": "lossless"},
         "num_classes": 70_000,
         "num_examples": 3,
     },
+    "hidden-bfloat16": {"targets": _FEW, "signals": _kept_as("bfloat16")},
+    "hidden-float8": {"targets": _FEW, "signals": _kept_as("float8_e4m3fn")},
+    "hidden-int8": {"targets": _FEW, "signals": _kept_as("int8")},
 }
 
 

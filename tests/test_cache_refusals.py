@@ -8,7 +8,8 @@ import pytest
 import torch
 from cache_examples import SIGNALS, make_draft, make_example, make_targets, write_cache
 
-from pipeline.cache import Draft, TargetsSpec
+from pipeline.cache import Draft, Signal, TargetsSpec
+from pipeline.cache.quantization import ENCODINGS
 from pipeline.errors import ConfigError, DataError, NumericalError
 from pipeline.examples import CachedExample
 
@@ -46,7 +47,11 @@ def broken_examples() -> dict[str, tuple[CachedExample, type[Exception], str]]:
             r"hidden layer.-1 has shape \[4, 6\], expected \[5 or 6, 6\]",
         ),
         "no signal": (replace(good, hidden={}), DataError, "hidden signals"),
-        "too large": (replace(good, hidden=hidden | {"layer.0": huge}), NumericalError, "float32"),
+        "too large": (
+            replace(good, hidden=hidden | {"layer.0": huge}),
+            NumericalError,
+            "of float16; try",
+        ),
         "other columns": (replace(good, columns={"split": "x"}), DataError, "columns"),
         "wrong type": (
             replace(good, columns={"split": "x", "weight": "heavy"}),
@@ -97,3 +102,13 @@ def test_what_cannot_be_kept_is_refused_with_the_config():
     assert TargetsSpec(top_k="all").resolve(7).top_k == 7
     with pytest.raises(DataError, match="column 'input_ids'"):
         write_cache(Path("unused"), make_draft(1, columns={"input_ids": "string"}))
+
+
+@pytest.mark.parametrize("dtype", ENCODINGS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused_in_every_dtype(tmp_path, dtype, value):
+    draft = make_draft(1, signals={"layer.0": Signal(width=4, dtype=dtype)})
+    example = make_example(0, draft)
+    example.hidden["layer.0"][1, 2] = value
+    with pytest.raises(NumericalError, match=r"'text-0': hidden layer.0 holds NaN or numbers"):
+        write_cache(tmp_path, draft, [example])

@@ -16,6 +16,7 @@ from pipeline.cache.manifest import (
     require_same,
 )
 from pipeline.cache.order import EpochOrder, epoch_order
+from pipeline.cache.quantization import VectorType
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.writer import CacheWriter
@@ -33,6 +34,7 @@ __all__ = [
     "Signal",
     "TargetsSpec",
     "TeacherCache",
+    "VectorType",
     "epoch_order",
     "read_manifest",
     "require_same",

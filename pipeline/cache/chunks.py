@@ -1,58 +1,124 @@
-"""Chunks of hidden states, read straight from the files that `hidden` writes through Zarr.
+"""Chunks of rows in the files of Zarr's sharding codec, written and read without Zarr.
 
-    signal, block -> file of the sharding codec -> its index, at the end -> 512 rows, checked
+    blocks of 512 rows -- ChunkWriter --> c/n/0: chunks, then their index -- ChunkReader --> blocks
 
-Zarr's own reader gives the same numbers at a fifth of the speed. The layout is fixed by the format
-(data/README.md), sizes are those of shard.json, so that no settings are read to read a chunk.
+Zarr's own reader gives the same numbers at a fifth of the speed, and its writer needs a whole file
+in memory. The layout is fixed by the format (data/README.md), sizes are those of shard.json, so
+that no settings are read to read a chunk.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from pipeline.cache.hidden import CHUNK_ROWS, count_file_rows
-from pipeline.cache.manifest import Signal
-
-_ABSENT = 2**64 - 1  # Zarr leaves out chunks, and files, of nothing but zeros
+CHUNK_ROWS = 512
+_FILE_BYTES = 32 * 2**20
+_FILE_CHUNKS = 256  # the index of a file has 16 bytes for each, used or not
+_ABSENT = 2**64 - 1  # chunks, and files, of nothing but zeros are left out
 _CHECKSUM_BYTES = 4
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What an array's rows are: `width` numbers of a numpy dtype."""
+
+    dtype: str
+    width: int
+
+    @property
+    def file_chunks(self) -> int:
+        """Chunks in one file."""
+        chunk = CHUNK_ROWS * self.width * np.dtype(self.dtype).itemsize
+        return max(1, min(_FILE_CHUNKS, _FILE_BYTES // chunk))
+
+    @property
+    def file_rows(self) -> int:
+        """Rows in one file, a multiple of CHUNK_ROWS."""
+        return CHUNK_ROWS * self.file_chunks
+
+
+class ChunkWriter:
+    """Appends to one array; of its file under way it holds the index alone.
+
+    Attributes:
+        rows: written so far.
+    """
+
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._index = np.full((kind.file_chunks, 2), _ABSENT, dtype="<u8")
+        self._size = 0
+        self.rows = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Write [512, W] rows; only the last block of an array may have fewer."""
+        within = self.rows // CHUNK_ROWS % self._kind.file_chunks
+        self.rows += len(values)
+        chunk = np.ascontiguousarray(values, dtype=self._kind.dtype)
+        if len(values) < CHUNK_ROWS:
+            chunk = np.zeros((CHUNK_ROWS, self._kind.width), dtype=self._kind.dtype)
+            chunk[: len(values)] = values
+        if chunk.view(np.uint8).any():
+            self._index[within] = self._size, chunk.nbytes + _CHECKSUM_BYTES
+            self._write(chunk.tobytes())
+        if within == self._kind.file_chunks - 1:
+            self.close()
+
+    def close(self) -> None:
+        """Complete the file under way, if there is one."""
+        if self._size:
+            self._write(self._index.tobytes())
+            self._index.fill(_ABSENT)
+            self._size = 0
+
+    def _write(self, content: bytes) -> None:
+        path = self._folder / "c" / str((self.rows - 1) // self._kind.file_rows) / "0"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checksum = int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little")
+        with path.open("ab") as file:  # so that nothing stays open where a capture breaks off
+            file.write(content)
+            file.write(checksum)
+        self._size += len(content) + _CHECKSUM_BYTES
+
+
 class ChunkReader:
-    """The signals of one shard, chunk by chunk.
+    """The arrays of one shard, chunk by chunk.
 
     Args:
         path: the folder hidden.zarr.
-        signals: of the cache.
+        kinds: of the arrays by name.
         sizes: bytes of each file by its path below the folder; others hold zeros.
     """
 
-    def __init__(self, path: Path, signals: Mapping[str, Signal], sizes: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, kinds: Mapping[str, Kind], sizes: Mapping[str, int]) -> None:
         self._path = path
-        self._signals = signals
+        self._kinds = kinds
         self._sizes = sizes
         self._indexes: dict[str, np.ndarray] = {}
 
     def read(self, name: str, block: int) -> np.ndarray:
-        """One chunk, [CHUNK_ROWS, D] in the dtype it is stored in; zeros after the last row.
+        """One chunk, [CHUNK_ROWS, W] in the dtype it is stored in; zeros after the last row.
 
         Raises:
             OSError: a file that cannot be read.
             ValueError: bytes that fail their checksum, or are not where they should be.
         """
-        signal = self._signals[name]
-        number, within = divmod(block, count_file_rows(signal) // CHUNK_ROWS)
+        kind = self._kinds[name]
+        number, within = divmod(block, kind.file_chunks)
         file = f"{name}/c/{number}/0"
         if file not in self._sizes:
-            return np.zeros((CHUNK_ROWS, signal.width), dtype=signal.dtype)
+            return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
         if file not in self._indexes:
-            self._indexes[file] = self._read_index(file, count_file_rows(signal) // CHUNK_ROWS)
+            self._indexes[file] = self._read_index(file, kind.file_chunks)
         start, size = (int(value) for value in self._indexes[file][within])
         if start == _ABSENT:
-            return np.zeros((CHUNK_ROWS, signal.width), dtype=signal.dtype)
-        values = np.frombuffer(self._read_checked(file, start, size), dtype=signal.dtype)
-        return values.reshape(CHUNK_ROWS, signal.width)
+            return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
+        values = np.frombuffer(self._read_checked(file, start, size), dtype=kind.dtype)
+        return values.reshape(CHUNK_ROWS, kind.width)
 
     def _read_index(self, file: str, chunks: int) -> np.ndarray:
         """[chunks, 2]: where each begins, and its bytes with the checksum."""

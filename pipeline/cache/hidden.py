@@ -1,9 +1,8 @@
-"""Hidden states of one shard: a Zarr v3 group with the sharding codec, one array per signal.
+"""Hidden states of one shard: a Zarr v3 group with the sharding codec, its arrays by signal.
 
-    [rows, D] of each example -- append --> full blocks -- Zarr --> files -- `chunks` --> blocks
+    [rows, D] of each example -- append --> blocks of 512 -- encode --> chunks --> files
 
-Chunks of 512 rows are what a random read decodes; a Zarr shard of up to 32 MB is what one file
-holds. Rows wait until a file is full, so no file is ever written twice. Chunks carry a CRC-32C and
+A chunk is what a random read decodes, a file holds up to 32 MB of them. Chunks carry a CRC-32C and
 are not compressed: zstd took 7 % off float16 and doubled the time of a read.
 """
 
@@ -11,62 +10,94 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
+from pipeline.cache.chunks import CHUNK_ROWS, ChunkReader, ChunkWriter, Kind
 from pipeline.cache.manifest import Signal
+from pipeline.cache.quantization import ENCODINGS, Block
 
-CHUNK_ROWS = 512
-_FILE_BYTES = 32 * 2**20
-_FILE_CHUNKS = 256  # the index of a file has 16 bytes for each, used or not
+
+def list_arrays(signals: Mapping[str, Signal]) -> dict[str, Kind]:
+    """The arrays of all signals by name."""
+    return {
+        name + end: Kind(dtype, signal.width if end == "" else 1)
+        for name, signal in signals.items()
+        for end, dtype in ENCODINGS[signal.dtype].arrays.items()
+    }
 
 
 class HiddenWriter:
-    """Appends the signals of one shard, holding at most one Zarr shard of each in memory."""
+    """Appends the signals of one shard, less than a chunk of each waiting in memory."""
 
     def __init__(self, path: Path, signals: Mapping[str, Signal]) -> None:
-        self._arrays: dict[str, Any] = {}
-        self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in signals}
-        self._rows = dict.fromkeys(signals, 0)
-        if not signals:
-            return
-        group = zarr.open_group(path, mode="w", zarr_format=3)
-        for name, signal in signals.items():
-            self._arrays[name] = group.create_array(
-                name,
-                shape=(0, signal.width),
-                chunks=(CHUNK_ROWS, signal.width),
-                shards=(count_file_rows(signal), signal.width),
-                dtype=signal.dtype,
-                compressors=[Crc32cCodec()],
-                fill_value=0,
-            )
+        if signals:
+            group = zarr.open_group(path, mode="w", zarr_format=3)
+            arrays = {n: _create(group, n, kind) for n, kind in list_arrays(signals).items()}
+        self._signals = {
+            name: _SignalWriter(path, name, signal, arrays) for name, signal in signals.items()
+        }
 
     def append(self, hidden: Mapping[str, Tensor]) -> None:
         """Add the rows of one example to every signal."""
-        for name, array in self._arrays.items():
-            values = hidden[name].numpy().astype(array.dtype)
-            self._waiting[name].append(values)
-            self._rows[name] += len(values)
-            if self._rows[name] >= array.shards[0]:
-                self._write(name, self._rows[name] // array.shards[0] * array.shards[0])
+        for name, signal in self._signals.items():
+            signal.append(hidden[name])
 
     def close(self) -> None:
         """Write what waits."""
-        for name, rows in self._rows.items():
-            if rows:
-                self._write(name, rows)
+        for signal in self._signals.values():
+            signal.close()
 
-    def _write(self, name: str, rows: int) -> None:
-        array = self._arrays[name]
-        values = np.concatenate(self._waiting[name])
-        start = array.shape[0]
-        array.resize((start + rows, array.shape[1]))
-        array[start : start + rows] = values[:rows]
-        self._waiting[name] = [values[rows:]]
-        self._rows[name] = len(values) - rows
+
+class _SignalWriter:
+    """Appends to the arrays of one signal."""
+
+    def __init__(self, path: Path, name: str, signal: Signal, arrays: Mapping[str, Any]) -> None:
+        self._encoding = ENCODINGS[signal.dtype]
+        names = [name + end for end in self._encoding.arrays]
+        kinds = list_arrays({name: signal})
+        self._arrays = [arrays[name] for name in names]
+        self._files = [ChunkWriter(path / name, kinds[name]) for name in names]
+        self._waiting: list[Tensor] = []
+        self._rows = 0
+
+    def append(self, rows: Tensor) -> None:
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        if self._rows >= CHUNK_ROWS:
+            values = torch.cat(self._waiting)
+            whole = self._rows // CHUNK_ROWS * CHUNK_ROWS
+            self._write(values[:whole])
+            self._waiting = [values[whole:].clone()]
+            self._rows -= whole
+
+    def close(self) -> None:
+        if self._rows:
+            self._write(torch.cat(self._waiting))
+        for file, array in zip(self._files, self._arrays, strict=True):
+            file.close()
+            array.resize((file.rows, array.shape[1]))
+
+    def _write(self, values: Tensor) -> None:
+        for block in torch.split(values, CHUNK_ROWS):
+            for file, part in zip(self._files, self._encoding.encode(block), strict=True):
+                file.append(part)
+
+
+class BlockReader:
+    """The signals of one shard, block by block."""
+
+    def __init__(self, path: Path, signals: Mapping[str, Signal], sizes: Mapping[str, int]) -> None:
+        """Open nothing yet; see `ChunkReader`."""
+        self._signals = signals
+        self._chunks = ChunkReader(path, list_arrays(signals), sizes)
+
+    def read(self, name: str, block: int) -> Block:
+        """The block of 512 rows; raises what `ChunkReader.read` does."""
+        encoding = ENCODINGS[self._signals[name].dtype]
+        return Block(encoding, [self._chunks.read(name + end, block) for end in encoding.arrays])
 
 
 class LazySignals(Mapping[str, Tensor]):
@@ -94,7 +125,14 @@ class LazySignals(Mapping[str, Tensor]):
         return name in self._names
 
 
-def count_file_rows(signal: Signal) -> int:
-    """Rows of a signal that one file holds, a multiple of CHUNK_ROWS."""
-    chunk = CHUNK_ROWS * signal.width * np.dtype(signal.dtype).itemsize
-    return CHUNK_ROWS * max(1, min(_FILE_CHUNKS, _FILE_BYTES // chunk))
+def _create(group: Any, name: str, kind: Kind) -> Any:
+    """The settings of an array; its files are written without Zarr."""
+    return group.create_array(
+        name,
+        shape=(0, kind.width),
+        chunks=(CHUNK_ROWS, kind.width),
+        shards=(kind.file_rows, kind.width),
+        dtype=kind.dtype,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+    )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from pipeline.cache.codecs import CODECS, MAX_CLASSES, Codec, Layout, Steps
+from pipeline.cache.quantization import VectorType
 from pipeline.config import Model, StrictModel, canonical_json, member_of, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
 
@@ -80,7 +81,7 @@ class Signal(StrictModel):
     """A kept vector: [M, width] for each example where `per` is feature, else [1, width]."""
 
     width: int = Field(gt=0)
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: VectorType = "float16"
     per: Literal["feature", "example"] = "feature"
 
 

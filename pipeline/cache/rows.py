@@ -17,6 +17,7 @@ import torch
 
 from pipeline.cache.codecs import Entries, Ranking
 from pipeline.cache.manifest import ColumnType, Draft
+from pipeline.cache.quantization import ENCODINGS
 from pipeline.errors import DataError, NumericalError
 from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED, Targets
@@ -180,12 +181,12 @@ def _check_hidden(example: CachedExample, draft: Draft, subject: str) -> None:
                 f"{subject}: hidden {name} has shape {found}, expected [{counts}, {signal.width}]"
                 " as every signal; mend the capture"
             )
-        limit = float(np.finfo(signal.dtype).max)
-        values = example.hidden[name]
+        limit = ENCODINGS[signal.dtype].limit
+        values = example.hidden[name].float()
         if values.numel() and not bool((values.abs() <= limit).all()):
             raise NumericalError(
                 f"{subject}: hidden {name} holds NaN or numbers above the {limit:g} of"
-                f" {signal.dtype}; try dtype float32"
+                f" {signal.dtype}; try another hidden.dtype, or another dtype for the teacher"
             )
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.chunks import ChunkReader
 from pipeline.cache.codecs import Ranking
+from pipeline.cache.hidden import BlockReader
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import make_schema, target_columns
 from pipeline.errors import CacheError
@@ -100,7 +100,7 @@ class Shard:
                 for name, (size, _) in self.info.files.items()
                 if name.startswith(prefix)
             }
-            self._hidden = ChunkReader(folder / HIDDEN, draft.signals, sizes)
+            self._hidden = BlockReader(folder / HIDDEN, draft.signals, sizes)
         except _BROKEN as error:
             raise _name_damage(self._folder, error) from error
 
@@ -121,8 +121,8 @@ class Shard:
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 
-    def read_block(self, signal: str, block: int) -> np.ndarray:
-        """Decode one chunk of a signal."""
+    def read_block(self, signal: str, block: int) -> Block:
+        """Read 512 rows of a signal."""
         try:
             return self._hidden.read(signal, block)
         except _BROKEN as error:

@@ -42,7 +42,7 @@ class CaptureSpec:
         top_k, tail_draws, temperatures: see `sparse_targets`.
         layers: signal name -> index into the hidden states, 0 for the embeddings.
         pooled: whether the pooled vector is kept.
-        hidden_dtype: of layers and pooled vector.
+        hidden_dtype: in which layers reach the CPU; pooled vectors are float32.
     """
 
     top_k: int
@@ -176,7 +176,7 @@ class Teacher:
         }
         if spec.pooled:
             lengths = torch.tensor([len(example.input_ids) for example in examples])
-            hidden["pooled"] = _pool(states[-1], lengths).to(spec.hidden_dtype)
+            hidden["pooled"] = _pool(states[-1], lengths)
         return Captured.start_copy(targets, hidden, examples)
 
     def _run(self, inputs: Mapping[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
