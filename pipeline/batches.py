@@ -16,6 +16,7 @@ from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
 from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
+from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED, Targets
 from pipeline.tasks.base import Task
 
@@ -130,14 +131,16 @@ class Collator:
         pad_id: the token that fills short rows.
         signals: the name a loss uses ("layer.-1") -> the cached signal to load ("layer.4"); all
             others are left in the cache.
+        positions: whose hidden states are cached.
     """
 
     task: Task
     pad_id: int
     signals: Mapping[str, str] = field(default_factory=dict)
+    positions: Positions = "all"
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        batch = self.task.batch(examples, self.pad_id)
+        batch = self.task.batch(examples, self.pad_id, self.positions)
         labels = np.concatenate([example.label_ids for example in examples])
         label_ids = torch.from_numpy(labels.astype(np.int64))
         lengths = torch.tensor([len(example.input_ids) for example in examples])

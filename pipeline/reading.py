@@ -97,7 +97,8 @@ class Reading:
                 signals["pooled"] = self._find_signal("pooled")
             for layer in loss.layer_map.values():
                 signals[f"layer.{layer}"] = self._find_signal(f"layer.{self._canonical(layer)}")
-        return Collator(self.task, self.tokenizer.pad_token_id or 0, signals)
+        positions = self.cache.manifest.positions
+        return Collator(self.task, self.tokenizer.pad_token_id or 0, signals, positions)
 
     def widths(self, signals: Mapping[str, str]) -> dict[str, int]:
         """Width of each signal, by the name a loss uses."""

@@ -29,6 +29,7 @@ from pipeline.capture import Capture, CaptureLog, bytes_per_token
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.identity import digest_tokenizer
+from pipeline.positions import Positions
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
 from pipeline.teacher import (
@@ -60,11 +61,14 @@ class HiddenConfig(StrictModel):
         layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
         pooled: the mean of the last hidden states over an example's tokens.
         dtype: in the cache; float8_e4m3fn and int8 have a scale for each vector.
+        positions: of the layers: all (of a language model all that are targets), labelled (those
+            with a label), last (of each document), or every: n, one of n.
     """
 
     layers: tuple[int, ...] = ()
     pooled: bool = False
     dtype: VectorType = "float16"
+    positions: Positions = "all"
 
 
 class BatchConfig(StrictModel):
@@ -138,7 +142,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
                 teacher=teacher,
                 examples=spool,
                 writer=writer,
-                make_batch=lambda examples: task.batch(examples, pad_id),
+                make_batch=lambda examples: task.batch(examples, pad_id, config.hidden.positions),
                 spec=spec,
                 batch_tokens=config.batch.tokens,
                 seed=config.seed,
@@ -233,6 +237,7 @@ def _make_draft(
         num_classes=teacher.num_classes,
         shifted=task.head == "tokens",
         signals=signals,
+        positions=config.hidden.positions,
         label_names=getattr(task, "labels", None),
         columns=spool.columns,
         shard_examples=_shard_examples(config.shard, spec, teacher.width, spool),

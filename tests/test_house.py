@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"targets", "metrics"},
     {"config", "examples", "runs"},
-    {"identity"},
+    {"identity", "positions"},
     {"sources", "heads", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"batches", "terms", "evaluation", "reading", "resuming", "trainer", "training", "capture"},

@@ -18,6 +18,7 @@ from pipeline.cache.codecs import CODECS, MAX_CLASSES, Codec, Layout, Steps
 from pipeline.cache.quantization import VectorType
 from pipeline.config import Model, StrictModel, canonical_json, member_of, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
+from pipeline.positions import Positions
 
 VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -104,6 +105,7 @@ class Draft(StrictModel):
         num_classes: V.
         shifted: label_ids[n] is the token at target_positions[n] + 1; checked on every read.
         signals: hidden states by name.
+        positions: those whose hidden states are kept.
         label_names: [V] where the classes have names.
         columns: the columns carried through, with their types.
         shard_examples: examples per shard, fewer in the last.
@@ -116,6 +118,7 @@ class Draft(StrictModel):
     num_classes: int = Field(gt=0, le=MAX_CLASSES)
     shifted: bool
     signals: dict[str, Signal] = Field(default_factory=dict)
+    positions: Positions = Field(default="all", exclude_if=lambda found: found == "all")
     label_names: list[str] | None = None
     columns: dict[str, ColumnType] = Field(default_factory=dict)
     shard_examples: int = Field(gt=0)

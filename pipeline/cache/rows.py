@@ -20,6 +20,7 @@ from pipeline.cache.manifest import ColumnType, Draft
 from pipeline.cache.quantization import ENCODINGS
 from pipeline.errors import DataError, NumericalError
 from pipeline.examples import CachedExample
+from pipeline.positions import pick_positions
 from pipeline.targets import UNLABELLED, Targets
 
 _TYPES: dict[ColumnType, Any] = {
@@ -171,7 +172,8 @@ def _facts(example: CachedExample, draft: Draft) -> list[tuple[str, Any, Any]]:
 
 def _check_hidden(example: CachedExample, draft: Draft, subject: str) -> None:
     features = count_features(example, draft)
-    allowed = {len(example.target_positions), len(example.input_ids)}
+    whole = (example.target_positions, np.arange(len(example.input_ids)))
+    allowed = {len(pick_positions(features, example, draft.positions)) for features in whole}
     for name, signal in draft.signals.items():
         found = list(example.hidden[name].shape)
         rows = 1 if signal.per == "example" else features

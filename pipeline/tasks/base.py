@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.config import StrictModel
 from pipeline.examples import Example
 from pipeline.metrics import Metric
+from pipeline.positions import Positions, pick_positions
 
 Inputs = dict[str, Tensor]
 
@@ -101,8 +102,15 @@ class Task(StrictModel, ABC):
         """Findings for the report that are no single number; JSON values only."""
         return {}
 
-    def batch(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        """Pad examples on the right into one batch on the CPU; packed documents stay isolated."""
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
+        """Pad examples on the right into one batch on the CPU; packed documents stay isolated.
+
+        Args:
+            pad_id: the token that fills short rows.
+            positions: whose hidden states are kept.
+        """
         width = max(len(example.input_ids) for example in examples)
         input_ids = torch.full((len(examples), width), pad_id, dtype=torch.int64)
         attention_mask = torch.zeros((len(examples), width), dtype=torch.int64)
@@ -114,9 +122,13 @@ class Task(StrictModel, ABC):
         target_index = _flat_index([e.target_positions for e in examples], width)
         if self.head == "sequence":
             target_index = torch.arange(len(examples))
-        lengths = [np.arange(len(e.input_ids)) for e in examples]
-        feature_index = target_index if self.features == "targets" else _flat_index(lengths, width)
-        return Batch(inputs, target_index, feature_index, examples)
+        features = [pick_positions(self._features(e), e, positions) for e in examples]
+        return Batch(inputs, target_index, _flat_index(features, width), examples)
+
+    def _features(self, example: Example) -> np.ndarray:
+        if self.features == "targets":
+            return example.target_positions
+        return np.arange(len(example.input_ids))
 
 
 def _flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:

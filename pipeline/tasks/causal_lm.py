@@ -20,6 +20,7 @@ from pydantic import Field
 from pipeline.errors import DataError
 from pipeline.examples import Column, Example
 from pipeline.metrics import Metric, expected_calibration_error
+from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Batch, Scores, Task
 
@@ -73,13 +74,15 @@ class CausalLM(Task):
         for group in groups:
             yield _example(group)
 
-    def batch(self, examples: Sequence[Example], pad_id: int) -> Batch:
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
         """See `Task.batch`; position ids restart with each document and there is no mask.
 
         transformers isolates documents by restarting position ids only where no attention mask is
         given. A causal model never looks ahead, so the padding on the right needs none.
         """
-        batch = super().batch(examples, pad_id)
+        batch = super().batch(examples, pad_id, positions)
         position_ids = torch.arange(batch.inputs["input_ids"].shape[1]).repeat(len(examples), 1)
         for row, example in enumerate(examples):
             start = 0

@@ -14,6 +14,7 @@ from pydantic import Field
 from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
 from pipeline.metrics import Metric, expected_calibration_error, precision_recall_f1
+from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Batch, Scores, Task
 from pipeline.tasks.causal_lm import teacher_metrics
@@ -65,9 +66,11 @@ class SequenceClassification(Task):
                     columns={c: row[c] for c in ("split", *carry) if c in row},
                 )
 
-    def batch(self, examples: Sequence[Example], pad_id: int) -> Batch:
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
         """See `Task.batch`; the second text of a pair has token type 1, and both see each other."""
-        batch = super().batch(examples, pad_id)
+        batch = super().batch(examples, pad_id, positions)
         if all(len(example.segment_lengths) == 1 for example in examples):
             return batch
         types = torch.zeros_like(batch.inputs["input_ids"])

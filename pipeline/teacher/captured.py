@@ -23,17 +23,22 @@ class Captured:
         targets: of all examples, one after another.
         hidden: signal -> [M, D], of all examples one after another; "pooled" -> [B, D].
         batch: the examples.
+        features: of each example, the rows that it has in a signal other than "pooled".
         copied: set once the copy is complete; None where there was nothing to wait for.
     """
 
     targets: Targets
     hidden: Mapping[str, Tensor]
     batch: Sequence[Example]
+    features: Sequence[int]
     copied: torch.cuda.Event | None
 
     @staticmethod
     def start_copy(
-        targets: Targets, hidden: Mapping[str, Tensor], batch: Sequence[Example]
+        targets: Targets,
+        hidden: Mapping[str, Tensor],
+        batch: Sequence[Example],
+        features: Sequence[int],
     ) -> "Captured":
         """Start the copy of a batch's answers; it does not wait for the device."""
         moved: dict[str, Any] = {
@@ -46,7 +51,7 @@ class Captured:
         if targets.logsumexp.is_cuda:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(targets.logsumexp.device))
-        return Captured(replace(targets, **moved), states, batch, copied)
+        return Captured(replace(targets, **moved), states, batch, features, copied)
 
     def examples(self) -> list[CachedExample]:
         """Wait for the copy and give each example its part.
@@ -58,8 +63,7 @@ class Captured:
             self.copied.synchronize()
         counts = [len(example.target_positions) for example in self.batch]
         self._require_finite(counts)
-        tokens = [len(example.input_ids) for example in self.batch]
-        signals = {name: self._split(name, counts, tokens) for name in self.hidden}
+        signals = {name: self._split(name) for name in self.hidden}
         found, start = [], 0
         for row, (example, count) in enumerate(zip(self.batch, counts, strict=True)):
             found.append(
@@ -72,12 +76,9 @@ class Captured:
             start += count
         return found
 
-    def _split(self, name: str, counts: Sequence[int], tokens: Sequence[int]) -> Sequence[Tensor]:
-        """The rows of a signal by example; features are all tokens or the target positions."""
-        rows = self.hidden[name]
-        if name == "pooled":
-            return torch.split(rows, 1)
-        return torch.split(rows, list(tokens if len(rows) == sum(tokens) else counts))
+    def _split(self, name: str) -> Sequence[Tensor]:
+        """The rows of a signal by example."""
+        return torch.split(self.hidden[name], 1 if name == "pooled" else list(self.features))
 
     def _require_finite(self, counts: Sequence[int]) -> None:
         finite = self.targets.logsumexp.isfinite().all(dim=1)

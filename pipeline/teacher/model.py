@@ -177,7 +177,8 @@ class Teacher:
         if spec.pooled:
             lengths = torch.tensor([len(example.input_ids) for example in examples])
             hidden["pooled"] = _pool(states[-1], lengths)
-        return Captured.start_copy(targets, hidden, examples)
+        features = _count_by_row(feature_index, inputs)
+        return Captured.start_copy(targets, hidden, examples, features)
 
     def _run(self, inputs: Mapping[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
         """What the logits are made from (hidden states if there is a head), and hidden states."""
@@ -232,6 +233,13 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def _count_by_row(index: Tensor, inputs: Mapping[str, Tensor]) -> list[int]:
+    """How many flat positions b * T + t lie in each of the B rows."""
+    rows, width = inputs["input_ids"].shape
+    counts: list[int] = torch.bincount(index // width, minlength=rows).tolist()
+    return counts
 
 
 def _select(rows: Tensor, index: Tensor) -> Tensor:
