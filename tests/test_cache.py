@@ -241,7 +241,8 @@ def test_bytes_follow_the_columns_content(tmp_path):
 def test_the_readme_says_enough_to_read_the_cache(tmp_path, monkeypatch):
     """The reader on the format's page, as it stands there, finds what ours finds."""
     page = Path(__file__).parent.parent / "data" / "README.md"
-    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    section = page.read_text(encoding="utf-8").split("## Reading it without Stillroom")[1]
+    code = section.split("```python\n")[1].split("```")[0]
     draft = make_draft(2, num_classes=3_000, targets=TargetsSpec(top_k=12))
     write_cache(tmp_path, draft)
     monkeypatch.chdir(tmp_path)

@@ -105,6 +105,21 @@ def test_rows_span_chunks_and_files(dtype: VectorType, tmp_path: Path) -> None:
         np.testing.assert_array_equal(group["layer.0" + end][:], part)
 
 
+def test_the_page_of_the_format_says_how_bits_become_numbers(tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "data" / "README.md"
+    code = page.read_text(encoding="utf-8").split("## hidden.zarr")[1].split("```python\n")[1]
+    kept = {"half": "bfloat16", "eighth": "float8_e4m3fn", "even": "int8"}
+    draft = make_draft(1, signals={name: Signal(width=6, dtype=name) for name in kept.values()})
+    write_cache(tmp_path, draft)
+    group = zarr.open_group(tmp_path / "shards/00000/hidden.zarr", mode="r")
+    lines = code.split("```")[0].splitlines()
+    for found, name in kept.items():
+        scope = {"group": group, "name": name, "torch": torch, "np": np}
+        exec("\n".join(line for line in lines if line.startswith(found)), scope)
+        expected = TeacherCache.open(tmp_path)[0].hidden[name].numpy()
+        np.testing.assert_allclose(torch.as_tensor(scope[found]).float(), expected, rtol=1e-6)
+
+
 def test_any_zarr_reader_gets_the_numbers(tmp_path: Path) -> None:
     signals = {name: Signal(width=6, dtype=name) for name in ENCODINGS}
     draft = make_draft(4, signals=signals)
