@@ -1,17 +1,21 @@
 """A teacher's answers into a cache, shard by shard, the model never waiting for the disk.
 
-    Spool -- plan_batches --> task.batch -> Teacher.capture -> Background -> ShardWriter, in order
+    Spool -- plan_batches --> task.batch -> Teacher.capture, on one thread per worker
+          -- in order --> Background -> ShardWriter
 
 A shard is the unit of work: what is asked together and which random numbers are drawn depend on the
-seed and the shard alone, so an interrupted capture continues and leaves the same bytes.
+seed and the shard alone, so an interrupted capture continues and leaves the same bytes. On a CPU
+every core asks a batch of its own; a GPU is asked by one thread, which runs ahead of it.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,15 @@ from pipeline.cache import CacheWriter
 from pipeline.examples import CachedExample, Example
 from pipeline.runs import write_json
 from pipeline.tasks.base import Batch
-from pipeline.teacher import Background, Captured, CaptureSpec, Spool, Teacher
+from pipeline.teacher import (
+    Background,
+    Captured,
+    CaptureSpec,
+    Spool,
+    Teacher,
+    map_in_order,
+    one_thread_each,
+)
 
 _WAITING_BYTES = 1 << 28  # answers that may wait for the disk
 
@@ -34,8 +46,9 @@ class CaptureLog:
         path: capture.json.
         teacher_files: see `describe_files`; tells whether the teacher was touched since.
         sessions: one dict per session: seconds (all, from the first batch to the last byte),
-            forward_seconds (the model alone, its head included), tokens, targets, examples, bytes
-            (of the cache so far), device, dtype, threads.
+            forward_seconds (the model alone, its head included, the mean over the workers), tokens,
+            targets, examples, bytes (of the cache so far), device, dtype, workers, threads (of
+            all workers together).
     """
 
     path: Path
@@ -64,7 +77,7 @@ class CaptureLog:
         times = {name: self.total(name) for name in ("seconds", "forward_seconds")}
         counts = {name: int(self.total(name)) for name in ("tokens", "targets", "examples")}
         last = self.sessions[-1]
-        kept = {name: last[name] for name in ("bytes", "device", "dtype", "threads")}
+        kept = {name: last[name] for name in ("bytes", "device", "dtype", "workers", "threads")}
         content = {**times, **counts, **kept, "sessions": self.sessions}
         write_json(self.path, {**content, "teacher_files": self.teacher_files})
 
@@ -90,6 +103,7 @@ class Capture:
         make_batch: the task's batching.
         spec: what is kept.
         batch_tokens: tokens of a batch at most, padding included; a longer example goes alone.
+        workers: batches that are asked at a time.
         seed: of the tail draws.
         log: told after every shard.
         progress: told the tokens of every batch that was asked, and the bytes that are safe.
@@ -101,6 +115,7 @@ class Capture:
     make_batch: Callable[[Sequence[Example]], Batch]
     spec: CaptureSpec
     batch_tokens: int
+    workers: int
     seed: int
     log: CaptureLog
     progress: Callable[[int, int], None]
@@ -112,34 +127,50 @@ class Capture:
             StillroomError: what the teacher or the writer found wrong; finished shards are safe.
         """
         session = self._begin_session()
-        sink = _ShardSink(self, session)
-        with Background(sink.take, self._depth()) as background:
-            for index in range(self.writer.draft.num_shards):
-                if index not in self.writer.finished:
-                    self._ask_shard(index, background, session)
+        idle: SimpleQueue[Teacher] = SimpleQueue()
+        for twin in (self.teacher, *(self.teacher.twin() for _ in range(self.workers - 1))):
+            idle.put(twin)
 
-    def _ask_shard(
-        self, index: int, background: Background["_Answer"], session: Mapping[str, Any]
-    ) -> None:
+        def ask(question: _Question) -> _Answer:
+            teacher = idle.get()
+            try:
+                return self._ask(teacher, question)
+            finally:
+                idle.put(teacher)
+
+        with (
+            one_thread_each(self.workers > 1),
+            Background(_Sink(self, session).write, self._depth()) as background,
+        ):
+            for answer in map_in_order(ask, self._questions(), self.workers):
+                background.put(answer)
+                tokens = sum(len(example.input_ids) for example in answer.captured.batch)
+                self.progress(tokens, session["bytes"])
+
+    def _questions(self) -> Iterator["_Question"]:
+        """The batches of all shards that do not stand yet, shard by shard."""
         draft = self.writer.draft
-        first, size = index * draft.shard_examples, draft.shard_size(index)
-        examples = [self.examples[first + row] for row in range(size)]
-        generator = torch.Generator(self.teacher.device).manual_seed(shard_seed(self.seed, index))
-        batches = plan_batches(self.examples.lengths[first : first + size], self.batch_tokens)
-        for number, rows in enumerate(batches):
-            batch = self.make_batch([examples[row] for row in rows])
-            captured = self.teacher.capture(
-                batch.inputs,
-                batch.target_index,
-                batch.feature_index,
-                batch.examples,
-                self.spec,
-                generator,
-            )
-            last = number == len(batches) - 1
-            background.put(_Answer(index, rows, captured, last))
-            tokens = sum(len(example.input_ids) for example in batch.examples)
-            self.progress(tokens, session["bytes"])
+        for index in range(draft.num_shards):
+            if index in self.writer.finished:
+                continue
+            first, size = index * draft.shard_examples, draft.shard_size(index)
+            batches = plan_batches(self.examples.lengths[first : first + size], self.batch_tokens)
+            for number, rows in enumerate(batches):
+                examples = [self.examples[first + row] for row in rows]
+                yield _Question(index, number, rows, examples)
+
+    def _ask(self, teacher: Teacher, question: "_Question") -> "_Answer":
+        seed = batch_seed(self.seed, question.shard, question.number)
+        batch = self.make_batch(question.examples)
+        captured = teacher.capture(
+            batch.inputs,
+            batch.target_index,
+            batch.feature_index,
+            batch.examples,
+            self.spec,
+            torch.Generator(teacher.device).manual_seed(seed),
+        )
+        return _Answer(question.shard, question.rows, captured)
 
     def _depth(self) -> int:
         per_batch = self.batch_tokens * bytes_per_token(self.spec, self.teacher.width)
@@ -157,6 +188,7 @@ class Capture:
             "bytes": self.writer.bytes_written,
             "device": name,
             "dtype": str(self.teacher.model.dtype).removeprefix("torch."),
+            "workers": self.workers,
             "threads": torch.get_num_threads(),
         }
         self.log.sessions.append(session)
@@ -164,46 +196,63 @@ class Capture:
 
 
 @dataclass(frozen=True)
+class _Question:
+    """One batch of a shard: which of its rows, and the examples."""
+
+    shard: int
+    number: int
+    rows: Sequence[int]
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
 class _Answer:
-    """The answers to some rows of a shard, on their way; `last` completes the shard."""
+    """The answers to some rows of a shard, on their way."""
 
     shard: int
     rows: Sequence[int]
     captured: Captured
-    last: bool
 
 
-class _ShardSink:
-    """Runs on the writer's thread: puts the answers of a shard in order and writes them."""
+class _Sink:
+    """Runs on the writer's thread: writes the answers of a shard in order, as soon as it can."""
 
     def __init__(self, capture: Capture, session: dict[str, Any]) -> None:
         self._capture = capture
         self._session = session
         self._began = time.perf_counter()
-        self._waiting: dict[int, CachedExample] = {}
 
-    def take(self, answer: _Answer) -> None:
-        """Take the answers of a batch; with the last of a shard, write it."""
-        self._waiting |= zip(answer.rows, answer.captured.examples(), strict=True)
-        if answer.last:
-            self._write(answer.shard)
+    def write(self, answers: Iterator[_Answer]) -> None:
+        """Write every shard of the answers; those of one follow each other."""
+        for index, group in groupby(answers, lambda answer: answer.shard):
+            tokens = targets = 0
+            with self._capture.writer.shard(index) as shard:
+                for example in _in_order(group):
+                    tokens += len(example.input_ids)
+                    targets += len(example.targets)
+                    shard.add(example)
+            self._note(index, tokens, targets)
 
-    def _write(self, index: int) -> None:
-        writer, session = self._capture.writer, self._session
-        tokens = targets = 0
-        with writer.shard(index) as shard:
-            for row in range(len(self._waiting)):
-                example = self._waiting.pop(row)
-                tokens += len(example.input_ids)
-                targets += len(example.targets)
-                shard.add(example)
-        session["examples"] += writer.draft.shard_size(index)
+    def _note(self, index: int, tokens: int, targets: int) -> None:
+        capture, session = self._capture, self._session
+        session["examples"] += capture.writer.draft.shard_size(index)
         session["tokens"] += tokens
         session["targets"] += targets
-        session["bytes"] = writer.bytes_written
-        session["forward_seconds"] = self._capture.teacher.forward.seconds
+        session["bytes"] = capture.writer.bytes_written
+        session["forward_seconds"] = capture.teacher.forward.seconds / capture.workers
         session["seconds"] = time.perf_counter() - self._began
-        self._capture.log.save()
+        capture.log.save()
+
+
+def _in_order(answers: Iterable[_Answer]) -> Iterator[CachedExample]:
+    """The examples of one shard by their row; only those that came too early wait in memory."""
+    waiting: dict[int, CachedExample] = {}
+    row = 0
+    for answer in answers:
+        waiting |= zip(answer.rows, answer.captured.examples(), strict=True)
+        while row in waiting:
+            yield waiting.pop(row)
+            row += 1
 
 
 def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -223,9 +272,9 @@ def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return batches
 
 
-def shard_seed(seed: int, index: int) -> int:
-    """The seed of a shard's draws, [0, 2^63)."""
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+def batch_seed(seed: int, shard: int, number: int) -> int:
+    """The seed of the draws of a shard's batch, [0, 2^63)."""
+    digest = hashlib.blake2b(f"{seed}/{shard}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

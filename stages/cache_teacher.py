@@ -72,9 +72,23 @@ class HiddenConfig(StrictModel):
 
 
 class BatchConfig(StrictModel):
-    """How much the teacher is asked at once: tokens, padding included."""
+    """How much the teacher is asked at once.
 
-    tokens: int = Field(default=8192, gt=0)
+    Attributes:
+        tokens: of a batch, padding included; by default 2,048 on a CPU, 8,192 on a GPU.
+        workers: batches at a time; by default one for every core of a CPU, one on a GPU.
+    """
+
+    tokens: Annotated[int, Field(gt=0)] | None = None
+    workers: Annotated[int, Field(gt=0)] | None = None
+
+    def resolve(self, teacher: Teacher) -> tuple[int, int]:
+        """Tokens and workers for a teacher, where its device decides them too.
+
+        A core's own batch is small because a larger one leaves its cache.
+        """
+        tokens = self.tokens or (2048 if teacher.device.type == "cpu" else 8192)
+        return tokens, self.workers or teacher.workers
 
 
 class ShardConfig(StrictModel):
@@ -136,6 +150,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tokenizer.save_pretrained(output / "tokenizer")
         log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
+        batch_tokens, workers = config.batch.resolve(teacher)
         with CaptureProgress(console, spool, writer) as bar:
             pad_id = tokenizer.pad_token_id or 0
             Capture(
@@ -144,7 +159,8 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
                 writer=writer,
                 make_batch=lambda examples: task.batch(examples, pad_id, config.hidden.positions),
                 spec=spec,
-                batch_tokens=config.batch.tokens,
+                batch_tokens=batch_tokens,
+                workers=workers,
                 seed=config.seed,
                 log=log,
                 progress=bar.advance,

@@ -5,7 +5,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from pipeline.errors import (
     CacheError,
     NumericalError,
 )
-from pipeline.teacher import Background
+from pipeline.teacher import Background, Teacher, map_in_order
+from pipeline.teacher.background import AbandonedError
 from stages.cache_teacher import CacheConfig, cache_teacher
 
 COUNT = 20
@@ -136,9 +139,10 @@ def test_capture_json_says_what_it_took(tmp_path: Path, teacher: Path, data: Pat
 def test_items_are_consumed_in_order_before_the_block_is_left() -> None:
     seen: list[int] = []
 
-    def consume(item: int) -> None:
-        time.sleep(0.001)
-        seen.append(item)
+    def consume(items: Iterator[int]) -> None:
+        for item in items:
+            time.sleep(0.001)
+            seen.append(item)
 
     with Background(consume, depth=2) as background:
         for item in range(20):
@@ -149,10 +153,11 @@ def test_items_are_consumed_in_order_before_the_block_is_left() -> None:
 def test_a_failing_consumer_stops_whoever_feeds_it_without_a_hang() -> None:
     seen: list[int] = []
 
-    def consume(item: int) -> None:
-        seen.append(item)
-        if item == 3:
-            raise OSError("no space left")
+    def consume(items: Iterator[int]) -> None:
+        for item in items:
+            seen.append(item)
+            if item == 3:
+                raise OSError("no space left")
 
     def feed() -> None:
         with Background(consume, depth=1) as background:
@@ -165,22 +170,115 @@ def test_a_failing_consumer_stops_whoever_feeds_it_without_a_hang() -> None:
 
 
 def test_a_consumer_that_fails_on_the_last_item_is_noticed_on_leaving() -> None:
-    def consume(item: int) -> None:
+    def consume(items: Iterator[int]) -> None:
+        next(items)
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"), Background(consume, depth=4) as background:
         background.put(0)
 
 
-def test_when_the_feeder_fails_what_waits_is_dropped() -> None:
+def test_when_the_feeder_fails_what_waits_is_dropped_and_the_consumer_is_told() -> None:
     seen: list[int] = []
+    ended: list[str] = []
 
-    def consume(item: int) -> None:
-        time.sleep(0.05)
-        seen.append(item)
+    def consume(items: Iterator[int]) -> None:
+        try:
+            for item in items:
+                time.sleep(0.05)
+                seen.append(item)
+            ended.append("whole")
+        except AbandonedError:
+            ended.append("abandoned")
+            raise
 
     with pytest.raises(KeyError, match="bad"), Background(consume, depth=8) as background:
         for item in range(8):
             background.put(item)
         raise KeyError("bad")
     assert len(seen) < 8
+    assert ended == ["abandoned"]
+
+
+def test_results_come_in_order_and_no_worker_runs_far_ahead() -> None:
+    begun: list[int] = []
+
+    def slow_first(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.02 if item == 0 else 0.0)
+        return item * item
+
+    results = map_in_order(slow_first, range(100), workers=3)
+    assert next(results) == 0
+    assert max(begun) < 6
+    assert list(results) == [item * item for item in range(1, 100)]
+    assert sorted(begun) == list(range(100))
+
+
+@pytest.mark.parametrize("where", ["function", "items"])
+def test_what_fails_on_a_worker_or_in_the_items_is_raised_and_nothing_more_begins(
+    where: str,
+) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if where == "function" and item == 5:
+            raise OSError("no such item")
+        return item
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            if where == "items" and item == 5:
+                raise OSError("no such item")
+            yield item
+
+    with pytest.raises(OSError, match="no such item"):
+        list(map_in_order(work, items(), workers=2))
+    assert len(begun) < 12
+
+
+def test_bytes_do_not_depend_on_how_many_batches_are_asked_at_a_time(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one, three = (
+            make_config(
+                tmp_path / f"{count}", teacher, data, batch={"tokens": 96, "workers": count}
+            )
+            for count in (1, 3)
+        )
+        caches = [run(config) for config in (one, three)]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert read_files(caches[0].path) == read_files(caches[1].path)
+    logs = [json.loads((cache.path / "capture.json").read_text()) for cache in caches]
+    assert [log["workers"] for log in logs] == [1, 3]
+
+
+def test_an_error_of_any_worker_stops_the_stage_with_that_error(
+    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = Teacher.capture
+
+    def fail_late(self: Teacher, *arguments: Any, **options: Any) -> Any:
+        asked.append(threading.current_thread().name)
+        if len(asked) == 4:
+            raise RuntimeError("out of memory")
+        return answer(self, *arguments, **options)
+
+    monkeypatch.setattr(Teacher, "capture", fail_late)
+    batch = {"tokens": 96, "workers": 3}
+    config = make_config(tmp_path / "cache", teacher, data, batch=batch)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cache_teacher(config, progress=False)
+    assert not (config.output / "manifest.json").exists()
+    monkeypatch.setattr(Teacher, "capture", answer)
+    cache_teacher(config, progress=False)
+    whole = make_config(tmp_path / "whole", teacher, data, batch=batch)
+    cache_teacher(whole, progress=False)
+    assert read_files(config.output) == read_files(whole.output)

@@ -3,7 +3,7 @@
 TeacherConfig -- load --> Teacher -- capture(inputs) --> Captured -- examples() --> CachedExample
 """
 
-from pipeline.teacher.background import Background
+from pipeline.teacher.background import Background, map_in_order, one_thread_each
 from pipeline.teacher.captured import Captured
 from pipeline.teacher.loading import TeacherConfig, describe_files, load_tokenizer
 from pipeline.teacher.model import CaptureSpec, Teacher
@@ -19,5 +19,7 @@ __all__ = [
     "TeacherConfig",
     "describe_files",
     "load_tokenizer",
+    "map_in_order",
+    "one_thread_each",
     "require_isolation",
 ]

@@ -8,6 +8,7 @@ float32 exists. The pooled vector is the mean of the last hidden states (after t
 the model has one) over the tokens of an example; it is not normalised.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,11 @@ from pipeline.teacher.sparse import sparse_targets
 from pipeline.teacher.stopwatch import Stopwatch
 
 _LOG = logging.getLogger(__name__)
-# Elements of a chunk of float32 logits. A CPU maps an allocation above 32 MB afresh every time, and
-# faulting it in costs more than the arithmetic.
-_CPU_CHUNK, _GPU_CHUNK = 1 << 22, 1 << 26
+# Elements of float32 logits: made by the head at once, and searched at once. On a CPU the
+# latter should fit into a core's share of the cache, the former be enough rows to read the weights
+# for; an allocation above 32 MB is mapped afresh every time.
+_CPU_CHUNK, _CPU_BLOCK = 1 << 22, 1 << 20
+_GPU_CHUNK = 1 << 26
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
 
 
@@ -64,6 +67,7 @@ class Teacher:
         head: the output head of a language model; None where the whole model gives the logits.
         forward: how long the model itself took, the head included.
         chunk_elements: float32 logits held at a time.
+        block_elements: logits whose top-k and sums are taken at a time.
     """
 
     def __init__(self, model: Any, output: Literal["tokens", "sequence"], num_classes: int) -> None:
@@ -86,7 +90,9 @@ class Teacher:
         self._output = output
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.forward = Stopwatch(self.device)
-        self.chunk_elements = _CPU_CHUNK if self.device.type == "cpu" else _GPU_CHUNK
+        on_cpu = self.device.type == "cpu"
+        self.chunk_elements = _CPU_CHUNK if on_cpu else _GPU_CHUNK
+        self.block_elements = _CPU_BLOCK if on_cpu else _GPU_CHUNK
         self.head = _find_head(model, num_classes) if output == "tokens" else None
 
     @classmethod
@@ -100,6 +106,24 @@ class Teacher:
     ) -> "Teacher":
         """Load a teacher for a task; see `load_model` and `__init__` for arguments and errors."""
         return cls(load_model(config, auto_class, label_names), output, num_classes)
+
+    @property
+    def workers(self) -> int:
+        """Batches that it can be asked at a time: one per core on a CPU, else one.
+
+        A small batch on each core is faster than a large one spread over all of them. A model that
+        is moved in and out while it runs answers one at a time.
+        """
+        moved = len(set((getattr(self.model, "hf_device_map", None) or {"": 0}).values())) > 1
+        return 1 if moved or self.device.type != "cpu" else torch.get_num_threads()
+
+    def twin(self) -> "Teacher":
+        """The same weights under modules of its own, for another thread: modules may keep state
+        between calls, as rotary tables do that grow."""
+        twin = copy.copy(self)
+        shared = {id(weight): weight for weight in self.model.parameters()}
+        twin.model = copy.deepcopy(self.model, shared)
+        return twin
 
     def identity(self) -> dict[str, Any]:
         """What the model is by content, JSON values; `digest` is that of its weights."""
@@ -194,22 +218,25 @@ class Teacher:
     ) -> Targets:
         """Targets of [N, D] hidden states or [N, V] logits, chunk by chunk."""
         step = max(1, self.chunk_elements // self.num_classes)
+        block = max(1, self.block_elements // self.num_classes)
         labels = _send(labels, self.device)
         parts = []
         for start in range(0, max(len(rows), 1), step):
             with self.forward:
                 chunk = rows[start : start + step]
                 logits = chunk if self.head is None else self.head(chunk)
-            parts.append(
+            z = logits[:, : self.num_classes].to(self.device)
+            parts += [
                 sparse_targets(
-                    logits[:, : self.num_classes].to(self.device),
+                    z[first : first + block],
                     spec.top_k,
                     spec.tail_draws,
                     spec.temperatures,
-                    labels[start : start + step],
+                    labels[start + first : start + first + len(z[first : first + block])],
                     generator,
                 )
-            )
+                for first in range(0, max(len(z), 1), block)
+            ]
         return Targets.cat(parts) if len(parts) > 1 else parts[0]
 
 

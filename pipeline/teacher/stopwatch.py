@@ -1,5 +1,6 @@
 """Seconds of device work, measured without making the device wait."""
 
+import threading
 import time
 from collections import deque
 from types import TracebackType
@@ -8,21 +9,24 @@ import torch
 
 
 class Stopwatch:
-    """Sum of the times between entering and leaving; a GPU's work is timed by its own events."""
+    """Sum of the times between entering and leaving; a GPU's work is timed by its own events.
+
+    Several threads may use it at once: the sum is then of the times of all of them.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
         self._seconds = 0.0
-        self._began = 0.0
-        self._begin: torch.cuda.Event | None = None
+        self._adding = threading.Lock()
+        self._entered = threading.local()
         self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def __enter__(self) -> None:
         if self._on_gpu:
-            self._begin = _make_event()
-            self._begin.record()
+            self._entered.event = self._mark()
         else:
-            self._began = time.perf_counter()
+            self._entered.time = time.perf_counter()
 
     def __exit__(
         self,
@@ -30,12 +34,12 @@ class Stopwatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._begin is not None:
-            end = _make_event()
-            end.record()
-            self._pairs.append((self._begin, end))  # whole pairs only: another thread reads them
+        if self._on_gpu:
+            self._pairs.append(
+                (self._entered.event, self._mark())
+            )  # whole pairs: another thread reads them
         else:
-            self._seconds += time.perf_counter() - self._began
+            self._add(time.perf_counter() - self._entered.time)
 
     @property
     def seconds(self) -> float:
@@ -43,9 +47,15 @@ class Stopwatch:
         while self._pairs:
             begin, end = self._pairs.popleft()
             end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1000.0
+            self._add(begin.elapsed_time(end) / 1000.0)
         return self._seconds
 
+    def _add(self, seconds: float) -> None:
+        with self._adding:
+            self._seconds += seconds
 
-def _make_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    def _mark(self) -> torch.cuda.Event:
+        """An event behind all that this thread has asked of the device."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
