@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from pipeline.cache import TargetsSpec, TeacherCache
@@ -53,10 +54,10 @@ class BenchConfig(StrictModel):
     teacher: Path = Path("data/teachers/demo")
     files: int = Field(default=18, ge=1)
     block_size: int = Field(default=256, ge=2)
-    batch_tokens: int = Field(default=8192, ge=2)
-    top_k: int = 32
+    batch_tokens: int = Field(default=8192 if torch.cuda.is_available() else 2048, ge=2)
+    top_k: int = 64
     tail_draws: int = 4
-    temperatures: tuple[float, ...] = (1.0, 2.0)
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     wide_k: int = 64
     student: Origin = FromScratch(
         architecture="llama",

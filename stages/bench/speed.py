@@ -28,6 +28,7 @@ from stages.bench.setting import BenchConfig, Setting
 
 LOSSES = (ForwardKL(weight=0.9), CrossEntropy(weight=0.1))
 STUDENTS = (1, 5)
+HIDDEN_LAYERS = (1, -1)
 
 
 def measure_capture(setting: Setting) -> list[Row]:
@@ -41,15 +42,20 @@ def measure_capture(setting: Setting) -> list[Row]:
         {
             "forward": lambda: forward_all(setting.model, batches),
             "plain": lambda: setting.capture("plain", config.targets),
-            "hidden": lambda: setting.capture("hidden", config.targets, (-1,)),
+            "hidden": lambda: setting.capture("hidden", config.targets, HIDDEN_LAYERS),
         },
         config.captures,
     )
     against = "bare forward pass, same model and batches: model(**inputs), nothing kept"
-    kept = f"top {config.top_k} + {config.tail_draws} draws"
+    kept = (
+        f"top {config.top_k} + {config.tail_draws} draws, {len(config.temperatures)} temperatures"
+    )
     return [
-        rate_row(f"capture: {what}", setting.tokens, found[name], against, found["forward"])
-        for name, what in (("plain", kept), ("hidden", f"{kept} + 1 hidden layer"))
+        rate_row(f"capture: {what}", setting.tokens, found[name], against, found["forward"], goal)
+        for name, what, goal in (
+            ("plain", kept, "≥ 0.95"),
+            ("hidden", f"{kept}, {len(HIDDEN_LAYERS)} hidden layers", "≥ 0.90"),
+        )
     ]
 
 

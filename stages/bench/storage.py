@@ -77,7 +77,7 @@ def recode(cache: TeacherCache, path: Path, codec: Codec) -> TeacherCache:
 def measure_reading(setting: Setting) -> list[Row]:
     """Streams, whole epochs, and single examples, of the caches that `measure_capture` left."""
     rows = []
-    for name, what in (("plain", "targets"), ("hidden", "targets + 1 hidden layer")):
+    for name, what in (("plain", "targets"), ("hidden", "targets + 2 hidden layers")):
         file = write_parquet(setting.open(name), setting.folder / f"{name}.parquet")
         table = open_parquet(file, setting.folder / "datasets")
         sides = _reading_sides(setting, name, table)
