@@ -17,10 +17,12 @@ from rich.console import Console
 from pipeline.errors import StillroomError
 from pipeline.runs import write_json
 from stages.bench.codecs import list_points, measure_codecs, show_points
+from stages.bench.goals import codec_rows, largest_space, show_goals
 from stages.bench.losses import measure_losses, measure_vocabularies
 from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.plot import draw_plot
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
+from stages.bench.spaces import list_sources
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
 from stages.bench.stream import measure_stream, show_scale
@@ -54,7 +56,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         streams, scale = measure_stream(setting)
         rows += streams
         console.print("measuring codecs ...")
-        points = measure_codecs(setting)
+        sources, points = measure_codecs(setting)
+        rows += codec_rows(sources, points)
         content = {
             "version": VERSION,
             "machine": machine,
@@ -63,16 +66,18 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "config": config.model_dump(mode="json"),
             "rows": [row.to_json() for row in rows],
             "columns": columns,
+            "spaces": list_sources(sources),
             "codecs": list_points(points),
             "scale": scale,
         }
     show_rows(rows, "measured", console)
     show_columns(columns, console)
     show_scale(scale, console)
-    show_points(points, console)
+    show_points(points, largest_space(sources), console)
+    show_goals(sources, points, console)
     write_json(config.output, content)
     picture = config.output.with_suffix(".svg")
-    picture.write_text(draw_plot(points), encoding="utf-8")
+    picture.write_text(draw_plot(points, largest_space(sources)), encoding="utf-8")
     console.print(f"{config.output} and {picture.name}: written", soft_wrap=True)
     return content
 

@@ -1,7 +1,7 @@
-"""Bytes against error: the codecs, and the records of others, over logits of two class spaces.
+"""Bytes against error: the codecs, and the records of others, over logits of several class spaces.
 
-    demo teacher, 4,096 classes   -- sparse_targets --> Targets -- cache with a codec --> Point
-    synthetic, 131,072 classes    --                            -- rival's record ------>
+    spaces -- keep_targets --> Targets -- cache with a codec, rival's record --> Point
+    the points of the default codec -- goals --> Row, a table of its own
 
 Bytes are all-in: every column of the targets, the framing of the file, and shard.json in a shard of
 the default size; inputs stand beside. An error is KL(teacher || decoded) with one outcome for what
@@ -10,7 +10,7 @@ is not kept.
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from pipeline.cache import CODECS, CacheWriter, Codec, Draft, Identity, TargetsSpec, TeacherCache
 from pipeline.cache.codecs import Steps
@@ -27,13 +26,11 @@ from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.cache.sizes import FRAMING, column_bytes
 from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED, Targets
-from pipeline.teacher.sparse import sparse_targets
 from stages.bench.rivals import RIVALS
 from stages.bench.setting import Setting
-from stages.bench.vocabulary import CLASSES, synthesize_logits
+from stages.bench.spaces import TEMPERATURES, Source, keep_targets, list_spaces
 from stages.cache_teacher import ShardConfig
 
-_TEMPERATURES = (1.0, 2.0)
 _KEPT = ((128, 0), (8, 4), (0, 12))  # asked for; 64 and 50 are the first of 128
 _SHOWN = ((50, 0), (64, 0), (128, 0), (8, 4), (0, 12))
 _CURVE = (0.35, 0.5, 0.7, 1.4, 2.0, 2.8)  # of the default number of levels, at K = 64
@@ -48,7 +45,8 @@ class Point:
         source: where the logits come from; kept: how many entries; record: who keeps them how.
         bytes, inputs: per target; None where inputs are not measured.
         kl: mean nats at each temperature, None where the record has no normaliser for it; p99: the
-            99th percentile; mass: the largest error of the kept mass at any.
+            99th percentile; mass: the largest error of the kept mass at any; changed: the share of
+            targets whose first choice is another.
         rate: targets a second through an opened cache, decompressed, checked and decoded.
     """
 
@@ -60,28 +58,30 @@ class Point:
     kl: tuple[float, ...] = ()
     p99: tuple[float, ...] = ()
     mass: float | None = None
+    changed: float | None = None
     rate: float | None = None
 
 
-def measure_codecs(setting: Setting) -> list[Point]:
-    """Every codec and every rival, for the demo teacher and for a large vocabulary."""
-    sources = (
-        (f"teacher, V = {setting.model.config.vocab_size:,}", _ask_teacher(setting)),
-        (f"synthetic, V = {CLASSES:,}", synthesize_logits(setting.config.codec_targets)),
-    )
+def measure_codecs(setting: Setting) -> tuple[list[Source], list[Point]]:
+    """Every codec and every rival, in every class space."""
+    sources: list[Source] = []
     points: list[Point] = []
-    for source, logits in sources:
-        asked = _make_targets(logits)
+    for space in list_spaces(setting):
+        asked, certainty = keep_targets(space, _KEPT)
+        sources.append((space, certainty))
         for top_k, draws in _SHOWN:
             kept = asked[(128, 0)] if draws == 0 else asked[(top_k, draws)]
-            targets = _keep_first(kept, top_k)
-            points += _measure_kept(setting.folder, source, targets)
-    return points
+            points += _measure_kept(setting.folder, space.name, _keep_first(kept, top_k))
+    return sources, points
 
 
-def show_points(points: Sequence[Point], console: Console) -> None:
-    """Print one table for each class space and what is kept of it."""
-    groups = dict.fromkeys((point.source, point.kept) for point in points)
+def show_points(points: Sequence[Point], whole: str, console: Console) -> None:
+    """Print the curve of every class space, and of the space `whole` all that was kept."""
+    groups = dict.fromkeys(
+        (point.source, point.kept)
+        for point in points
+        if whole == point.source or point.kept == "64"
+    )
     for source, kept in groups:
         table = Table(
             title=f"bytes against error: {kept} kept, {source}",
@@ -103,7 +103,7 @@ def show_points(points: Sequence[Point], console: Console) -> None:
 def _cells(point: Point) -> list[str]:
     cells = [point.record, f"{point.bytes:.1f}"]
     cells.append("" if point.inputs is None else f"+{point.inputs:.1f}")
-    for index in range(len(_TEMPERATURES)):
+    for index in range(len(TEMPERATURES)):
         known = index < len(point.kl)
         cells += [f"{p[index]:.1e}" if known else "" for p in (point.kl, point.p99)]
     cells.append("" if point.rate is None else f"{point.rate / 1e6:.2f} M")
@@ -113,30 +113,6 @@ def _cells(point: Point) -> list[str]:
 def list_points(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The points as JSON."""
     return [asdict(point) for point in points]
-
-
-def _ask_teacher(setting: Setting) -> Iterator[Tensor]:
-    count = 0
-    for example in setting.examples:
-        ids = torch.from_numpy(np.asarray(example.input_ids, dtype=np.int64))[None]
-        with torch.inference_mode():
-            logits = setting.model(input_ids=ids.to(setting.model.device)).logits[0, :-1]
-        yield logits.float().cpu()
-        count += len(logits)
-        if count >= setting.config.codec_targets:
-            return
-
-
-def _make_targets(chunks: Iterator[Tensor]) -> dict[tuple[int, int], Targets]:
-    """What each of _KEPT keeps of logits that come chunk by chunk; labels are drawn from them."""
-    generator = torch.Generator().manual_seed(0)
-    found: dict[tuple[int, int], list[Targets]] = {kept: [] for kept in _KEPT}
-    for logits in chunks:
-        nobody = torch.zeros(len(logits), dtype=torch.int64)
-        labels = sparse_targets(logits, 0, 1, (1.0,), nobody, generator).draw_ids[:, 0]
-        for (top_k, draws), parts in found.items():
-            parts.append(sparse_targets(logits, top_k, draws, _TEMPERATURES, labels, generator))
-    return {kept: Targets.cat(parts) for kept, parts in found.items()}
 
 
 def _keep_first(targets: Targets, top_k: int) -> Targets:
@@ -153,8 +129,8 @@ def _measure_kept(folder: Path, source: str, targets: Targets) -> list[Point]:
         log_probs = targets.at(1.0).log_probs.double().numpy()
         for name, keep in RIVALS.items():
             size, decoded = keep(targets.ids.numpy(), log_probs, targets.num_classes)
-            kl, p99, mass = _compare(log_probs, decoded)
-            points.append(Point(source, kept, name, size, None, (kl,), (p99,), mass))
+            kl, p99, *others = _compare(log_probs, decoded)
+            points.append(Point(source, kept, name, size, None, (kl,), (p99,), *others))
     else:
         naive = 6.0 * (top_k + draws)
         points.append(Point(source, kept, "int32 + float16", naive))
@@ -180,7 +156,7 @@ def _measure_codec(path: Path, source: str, kept: str, codec: Codec, targets: Ta
     decoded = Targets.cat([cache[row].targets for row in range(len(cache))])
     seconds = time.perf_counter() - began
     torch.set_num_threads(threads)
-    found = [_compare_at(targets.select(slice(count)), decoded, t) for t in _TEMPERATURES]
+    found = [_compare_at(targets.select(slice(count)), decoded, t) for t in TEMPERATURES]
     record = codec.name if not isinstance(codec, Steps) else f"steps, {codec.levels} levels"
     known = [one for one in found if one is not None]
     return Point(
@@ -189,9 +165,10 @@ def _measure_codec(path: Path, source: str, kept: str, codec: Codec, targets: Ta
         record=record,
         bytes=(sum(sizes[name] for name in own) + sizes[FRAMING]) / count + _share_ranking(path),
         inputs=inputs / count,
-        kl=tuple(kl for kl, _, _ in known),
-        p99=tuple(p99 for _, p99, _ in known),
-        mass=max((mass for _, _, mass in known), default=None),
+        kl=tuple(kl for kl, *_ in known),
+        p99=tuple(p99 for _, p99, *_ in known),
+        mass=max((mass for *_, mass, _ in known), default=None),
+        changed=max((changed for *_, changed in known), default=None),
         rate=count / seconds,
     )
 
@@ -203,7 +180,7 @@ def _share_ranking(path: Path) -> float:
 
 def _compare_at(
     truth: Targets, decoded: Targets, temperature: float
-) -> tuple[float, float, float] | None:
+) -> tuple[float, float, float, float] | None:
     if truth.ids.shape[1] == 0:
         return None
     sides = []
@@ -213,13 +190,17 @@ def _compare_at(
     return _compare(*sides)
 
 
-def _compare(truth: np.ndarray, decoded: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 99th percentile of KL(truth || decoded), largest error of the kept mass."""
+def _compare(truth: np.ndarray, decoded: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean and 99th percentile of KL(truth || decoded), largest error of the kept mass, share of
+    rows where the largest of the decoded is not the largest of the truth."""
     p, q = np.exp(truth), np.exp(decoded)
     kept, found = p.sum(axis=1), q.sum(axis=1)
     tail, left = (np.maximum(1 - mass, 1e-9) for mass in (kept, found))
     kl = (p * (truth - decoded)).sum(axis=1) + tail * np.log(tail / left)
-    return float(kl.mean()), float(np.quantile(kl, 0.99)), float(np.abs(kept - found).max())
+    chosen = np.take_along_axis(truth, decoded.argmax(axis=1)[:, None], axis=1)[:, 0]
+    changed = chosen < truth.max(axis=1)
+    mass = np.abs(kept - found).max()
+    return float(kl.mean()), float(np.quantile(kl, 0.99)), float(mass), float(changed.mean())
 
 
 def _write_cache(path: Path, codec: Codec, targets: Targets) -> TeacherCache:
@@ -232,7 +213,7 @@ def _write_cache(path: Path, codec: Codec, targets: Targets) -> TeacherCache:
     draft = Draft(
         identity=Identity(data=nobody, preprocessing=nobody, tokenizer=nobody, teacher=nobody),
         task=nobody,
-        targets=TargetsSpec(top_k=top_k, tail_draws=draws, temperatures=_TEMPERATURES, codec=codec),
+        targets=TargetsSpec(top_k=top_k, tail_draws=draws, temperatures=TEMPERATURES, codec=codec),
         num_classes=targets.num_classes,
         shifted=False,
         shard_examples=count,

@@ -21,6 +21,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from stages.bench.judging import judge
+
 Seconds = list[float]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "zarr", "numpy")
@@ -54,9 +56,14 @@ class Row:
         """Measured over baseline."""
         return None if self.baseline is None else self.measured / self.baseline
 
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is; None where there is none."""
+        return judge(self.goal, self.unit, self.measured, self.ratio)
+
     def to_json(self) -> dict[str, Any]:
-        """Every field and the ratio."""
-        return {**asdict(self), "ratio": self.ratio}
+        """Every field, the ratio, and whether the goal is reached."""
+        return {**asdict(self), "ratio": self.ratio, "reached": self.reached}
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, Seconds]:
@@ -152,7 +159,7 @@ def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("what")
-    for heading in ("measured", "baseline", "ratio", "goal", "n"):
+    for heading in ("measured", "baseline", "ratio", "goal", "", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     baselines = list(dict.fromkeys(row.against for row in rows if row.against))
     letters = dict(zip(baselines, ascii_lowercase, strict=False))
@@ -162,7 +169,8 @@ def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
         if row.baseline is not None:
             baseline = f"{_format(row.baseline)} {letters.get(row.against, '')}"
         runs = str(row.repetitions or "")
-        cells = (_format(row.measured), baseline, _ratio(row), row.goal, runs)
+        verdict = {None: "", True: "reached", False: "missed"}[row.reached]
+        cells = (_format(row.measured), baseline, _ratio(row), row.goal, verdict, runs)
         table.add_row(f"{row.what}, {row.unit}", *cells, end_section=last)
     console.print(table)
     for baseline, letter in letters.items():

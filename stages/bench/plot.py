@@ -21,15 +21,15 @@ _STYLE = (
 )
 
 
-def draw_plot(points: Sequence[Point]) -> str:
-    """Draw the records of the last class space at the K that has a curve; return an SVG document.
+def draw_plot(points: Sequence[Point], source: str) -> str:
+    """Draw the records of a class space at the K that has a curve; return an SVG document.
 
     Args:
         points: of the whole table.
+        source: the class space.
     """
-    last = points[-1].source
-    steps = [p.kept for p in points if p.source == last and p.record.startswith("steps")]
-    kept, source = max(steps, key=steps.count), last
+    steps = [p.kept for p in points if p.source == source and p.record.startswith("steps")]
+    kept = max(steps, key=steps.count)
     shown = [p for p in points if (p.source, p.kept) == (source, kept) and p.kl]
     ours = sorted((p.bytes, p.kl[0]) for p in shown if p.record.startswith("steps"))
     across = _Axis(_ticks([p.bytes for p in shown]), LEFT, WIDTH - RIGHT)

@@ -5,7 +5,7 @@ BenchConfig -- prepare --> Setting -- capture(name, targets) --> a cache in the 
 
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from pipeline.capture import CaptureLog
 from pipeline.config import StrictModel, load_config
 from pipeline.examples import Example
 from pipeline.sources import DataConfig, load_rows
-from pipeline.student import FromScratch, Origin
+from pipeline.student import Origin
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.teacher import Teacher, TeacherConfig, load_tokenizer
+from stages.bench.language import LanguageRecipe
 from stages.cache_teacher import (
     BatchConfig,
     CacheConfig,
@@ -28,7 +29,13 @@ from stages.cache_teacher import (
     cache_teacher,
 )
 from stages.cli import find_config
+from stages.train_student import StudentConfig
 from stages.train_teacher import TrainTeacherConfig, train_teacher
+
+
+@cache
+def _demo_student() -> StudentConfig:
+    return load_config(StudentConfig, find_config("student", "demo-kd"), ())
 
 
 class BenchConfig(StrictModel):
@@ -40,14 +47,19 @@ class BenchConfig(StrictModel):
         files: source files of the standard library that the teacher reads.
         block_size, batch_tokens: tokens of an example, and of a batch that the teacher reads.
         top_k, tail_draws, temperatures: of the targets; wide_k: of the other, without draws.
-        student, batch_size: the model of a training step and its examples.
+        student, batch_size, training_steps: the model of a training step, its examples, and the
+            steps of a whole job: those of the demo's student.
+        transfer_tokens: of the text that a whole job captures first; None counts the training text
+            of the demo's cache.
+        read_batch: examples that are read and collated at a time.
         captures, epochs, reads: repetitions of each side; an epoch is one over these files.
         codec_targets: targets of each class space that the codecs are compared on.
+        languages: models that are trained for further class spaces; sharpening: of the last one's
+            context, for one more; models: where they are kept for the next bench.
         vocabularies: class spaces that the fused head is measured at, with made-up targets.
         loss_positions, loss_width, loss_runs: of the loss alone.
         vocabulary_batch, vocabulary_steps: of whole steps.
         scale_tokens: of made-up caches that are written and read at growing sizes.
-        transfer_tokens, training_steps: of the whole job that is computed from these times.
     """
 
     output: Path = Path("runs/bench/bench.json")
@@ -59,19 +71,23 @@ class BenchConfig(StrictModel):
     tail_draws: int = 4
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     wide_k: int = 64
-    student: Origin = FromScratch(
-        architecture="llama",
-        layers=2,
-        hidden_size=96,
-        heads=4,
-        intermediate_size=256,
-        settings={"max_position_embeddings": 256, "tie_word_embeddings": True},
+    student: Origin = Field(default_factory=lambda: _demo_student().student)
+    batch_size: int = Field(
+        default_factory=lambda: _demo_student().training["per_device_train_batch_size"], ge=1
     )
-    batch_size: int = Field(default=16, ge=1)
+    training_steps: int = Field(default_factory=lambda: _demo_student().training["max_steps"], ge=1)
+    transfer_tokens: int | None = Field(default=None, ge=1)
+    read_batch: int = Field(default=16, ge=1)
     captures: int = Field(default=4, ge=1)
     epochs: int = Field(default=4, ge=1)
     reads: int = Field(default=5, ge=1)
     codec_targets: int = Field(default=8192, ge=1)
+    languages: tuple[LanguageRecipe, ...] = (
+        LanguageRecipe(classes=32_768),
+        LanguageRecipe(classes=131_072),
+    )
+    sharpening: float = 1.6
+    models: Path = Path("runs/bench/models")
     vocabularies: tuple[int, ...] = (4_096, 32_000, 128_256)
     loss_positions: int = Field(default=2048, ge=1)
     loss_width: int = Field(default=512, ge=1)
@@ -79,8 +95,6 @@ class BenchConfig(StrictModel):
     vocabulary_batch: int = Field(default=8, ge=1)
     vocabulary_steps: int = Field(default=4, ge=1)
     scale_tokens: tuple[int, ...] = (10**5, 10**6, 10**7)
-    transfer_tokens: int = 295_000
-    training_steps: int = 320
 
     @property
     def targets(self) -> TargetsSpec:
@@ -96,6 +110,7 @@ QUICK: dict[str, Any] = {
     "epochs": 2,
     "reads": 2,
     "codec_targets": 2048,
+    "languages": (),
     "loss_positions": 512,
     "loss_runs": 1,
     "vocabulary_batch": 2,
@@ -150,6 +165,16 @@ class Setting:
     def shard_examples(self) -> int:
         """A quarter, so that writing overlaps with asking as it does in a job of several shards."""
         return -(-len(self.examples) // 4)
+
+    @cached_property
+    def transfer_tokens(self) -> int:
+        """Of the text that a whole job captures before its students learn from it."""
+        if self.config.transfer_tokens is not None:
+            return self.config.transfer_tokens
+        demo = load_config(CacheConfig, find_config("cache", "demo"), ())
+        rows = load_rows(demo.data)
+        examples = demo.task.examples(rows, self.tokenizer, ["split"])
+        return sum(len(one.input_ids) for one in examples if one.columns["split"] == "train")
 
     @cached_property
     def tokens(self) -> int:

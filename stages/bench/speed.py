@@ -24,7 +24,7 @@ from pipeline.trainer import DistillationTrainer
 from pipeline.training import EvaluationConfig, training_arguments
 from stages.bench.baselines import LabelledBlocks, LiveTrainer, forward_all
 from stages.bench.measuring import Row, Seconds, finish_device_work, interleave, rate_row, time_row
-from stages.bench.setting import BenchConfig, Setting
+from stages.bench.setting import Setting
 
 LOSSES = (ForwardKL(weight=0.9), CrossEntropy(weight=0.1))
 STUDENTS = (1, 5)
@@ -86,32 +86,37 @@ def measure_training(setting: Setting, capture_rate: float) -> list[Row]:
         time_row(
             "student step from the cache", "ms/step", 1e3, found["cached"], live, found["live"]
         ),
-        *project_jobs(setting.config, capture_rate, found["cached"], found["live"]),
+        *project_jobs(
+            setting.transfer_tokens,
+            setting.config.training_steps,
+            capture_rate,
+            found["cached"],
+            found["live"],
+        ),
     ]
 
 
 def project_jobs(
-    config: BenchConfig, capture_rate: float, cached: Seconds, live: Seconds
+    tokens: int, steps: int, capture_rate: float, cached: Seconds, live: Seconds
 ) -> list[Row]:
     """Whole jobs, computed from the seconds of a step and the tokens per second of the capture.
 
     The last row, the steps after which the capture is paid for, is left out where none are.
     """
-    capture = config.transfer_tokens / capture_rate
-    ours, theirs = (config.training_steps * median(step) for step in (cached, live))
-    tokens = f"{config.transfer_tokens:,} tokens captured"
+    capture = tokens / capture_rate
+    ours, theirs = (steps * median(step) for step in (cached, live))
     rows = [
         Row(
-            what=f"{count} student{'s' if count > 1 else ''} of {config.training_steps} steps",
+            what=f"{count} student{'s' if count > 1 else ''} of {steps:,} steps",
             unit="s",
             measured=capture + count * ours,
             baseline=count * theirs,
-            against=f"computed from the times above: {tokens} once, then the steps; against the"
-            " same students with the live teacher",
+            against=f"computed from the times above: {tokens:,} tokens captured once, then the"
+            " steps; against the same students with the live teacher",
         )
         for count in STUDENTS
     ]
-    saved = (theirs - ours) / config.training_steps
+    saved = (theirs - ours) / steps
     if saved > 0:
         rows.append(Row("steps that pay for the capture", "steps", capture / saved))
     return rows

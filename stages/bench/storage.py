@@ -100,7 +100,7 @@ def measure_reading(setting: Setting) -> list[Row]:
 
 
 def _reading_sides(setting: Setting, name: str, table: Any) -> dict[str, Callable[[], float]]:
-    size = setting.config.batch_size
+    size = setting.config.read_batch
     signals = {signal: signal for signal in setting.open(name).manifest.signals}
     collate = Collator(setting.task, setting.tokenizer.pad_token_id or 0, signals)
     shuffled = epoch_order(np.arange(len(table)), STREAM_BLOCK, 0, 0)  # as stream() visits them
