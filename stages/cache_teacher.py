@@ -19,9 +19,7 @@ from pipeline.cache import (
     Draft,
     Identity,
     Manifest,
-    Signal,
     TargetsSpec,
-    VectorType,
     read_manifest,
     require_same,
 )
@@ -29,7 +27,6 @@ from pipeline.capture import Capture, CaptureLog, bytes_per_token
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.identity import digest_tokenizer
-from pipeline.positions import Positions
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
 from pipeline.teacher import (
@@ -41,6 +38,7 @@ from pipeline.teacher import (
     load_tokenizer,
     require_isolation,
 )
+from stages.hidden import HiddenConfig, make_signals, require_rows
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
 
@@ -52,23 +50,6 @@ _FREE: Any = {
     "teacher": {"device", "device_map", "attn_implementation"},
 }
 _REMEDY = "Cache into another output, or go back to those settings"
-
-
-class HiddenConfig(StrictModel):
-    """Which hidden states are kept.
-
-    Attributes:
-        layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
-        pooled: the mean of the last hidden states over an example's tokens.
-        dtype: in the cache; float8_e4m3fn and int8 have a scale for each vector.
-        positions: of the layers: all (of a language model all that are targets), labelled (those
-            with a label), last (of each document), or every: n, one of n.
-    """
-
-    layers: tuple[int, ...] = ()
-    pooled: bool = False
-    dtype: VectorType = "float16"
-    positions: Positions = "all"
 
 
 class BatchConfig(StrictModel):
@@ -237,10 +218,9 @@ def _make_draft(
     spec: CaptureSpec,
     spool: Spool,
 ) -> Draft:
-    signals = {name: Signal(width=teacher.width, dtype=config.hidden.dtype) for name in spec.layers}
-    if spec.pooled:
-        width, dtype = teacher.width, config.hidden.dtype
-        signals["pooled"] = Signal(width=width, dtype=dtype, per="example")
+    signals = make_signals(config.hidden, spec.layers, teacher.width)
+    shard_examples = _shard_examples(config.shard, spec, teacher.width, spool)
+    require_rows(signals, spool.lengths[:shard_examples])
     return Draft(
         identity=Identity(
             data={**rows.description, "digest": rows.digest},
@@ -256,7 +236,7 @@ def _make_draft(
         positions=config.hidden.positions,
         label_names=getattr(task, "labels", None),
         columns=spool.columns,
-        shard_examples=_shard_examples(config.shard, spec, teacher.width, spool),
+        shard_examples=shard_examples,
         num_examples=len(spool),
     )
 

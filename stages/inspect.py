@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cache import Manifest, TeacherCache
+from pipeline.cache import Manifest, Signal, TeacherCache
 from pipeline.cache.sizes import column_bytes
 from pipeline.examples import CachedExample
 from pipeline.report.contents import (
@@ -24,7 +24,7 @@ from pipeline.report.contents import (
     survey_table,
     token_table,
 )
-from pipeline.report.rows import format_bytes
+from pipeline.report.rows import ABSENT, format_bytes
 from pipeline.report.survey import survey_examples
 from pipeline.report.text import show_invisible, show_running
 from stages.naming import name_teacher
@@ -60,6 +60,9 @@ def _print_cache(cache: TeacherCache, console: Console) -> None:
     console.print(_facts_table(facts))
     console.print()
     console.print(bytes_table(column_bytes(cache), manifest.totals.tokens))
+    if manifest.fidelity:
+        console.print()
+        console.print(_fidelity_table(manifest))
     sample = _sample_rows(len(cache))
     survey = survey_examples(_read(cache, sample))
     everything = "all" if len(sample) == len(cache) else "evenly spaced"
@@ -126,12 +129,42 @@ def _contents(manifest: Manifest) -> dict[str, str]:
         "codec": _describe(targets.codec.model_dump()),
     }
     for name, signal in manifest.signals.items():
-        facts[name] = f"{signal.width} × {signal.dtype} per {signal.per}"
+        facts[name] = _describe_signal(manifest, signal)
     if manifest.columns:
         facts["columns"] = ", ".join(manifest.columns)
     if manifest.label_names:
         facts["labels"] = ", ".join(manifest.label_names)
     return facts
+
+
+def _describe_signal(manifest: Manifest, signal: Signal) -> str:
+    kept = f"{signal.width} × {signal.dtype} per {signal.per}"
+    if signal.projection is not None:
+        kept += f", {signal.projection.name} projection of {signal.given_width}"
+    if manifest.positions != "all" and signal.per == "feature":
+        choice = manifest.positions
+        kept += f", {choice if isinstance(choice, str) else f'one of {choice.every}'} positions"
+    return kept
+
+
+def _fidelity_table(manifest: Manifest) -> Table:
+    """How near the kept hidden states are to the teacher's, in the first shard."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("hidden states")
+    for heading in ("vectors", "cosine, 1 %", "mean", "relative MSE", "CKA", "variance kept"):
+        table.add_column(heading, justify="right")
+    for name, found in manifest.fidelity.items():
+        kept = found.explained_variance
+        table.add_row(
+            Text(show_running(name)),
+            f"{found.rows:,}",
+            f"{found.cosine_p1:.5f}",
+            f"{found.cosine:.5f}",
+            f"{found.relative_mse:.2g}",
+            ABSENT if found.cka is None else f"{found.cka:.5f}",
+            ABSENT if kept is None else f"{100 * kept:.1f} %",
+        )
+    return table
 
 
 def _sample_rows(count: int) -> np.ndarray:

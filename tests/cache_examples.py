@@ -1,14 +1,16 @@
 """Small teachers made by hand: random logits over V classes, and caches written from them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.cache import CacheWriter, Draft, Identity, Manifest, Signal, TargetsSpec, VectorType
+from pipeline.cache import CacheWriter, Draft, Identity, Manifest, Signal, TargetsSpec
 from pipeline.examples import CachedExample
+from pipeline.positions import pick_positions
 from pipeline.targets import Targets
 
 SIGNALS = {
@@ -72,13 +74,7 @@ def make_example(row: int, draft: Draft, tokens: int | None = None) -> CachedExa
     positions = np.arange(tokens - 1, dtype=np.int32)
     label_ids = input_ids[1:].copy()
     logits = rng.normal(0, 3, (tokens - 1, draft.num_classes))
-    hidden = {
-        name: _round(
-            rng.normal(size=(1 if signal.per == "example" else tokens, signal.width)), signal.dtype
-        )
-        for name, signal in draft.signals.items()
-    }
-    return CachedExample(
+    example = CachedExample(
         example_id=f"text-{row}",
         input_ids=input_ids,
         segment_lengths=np.array([tokens], dtype=np.int32),
@@ -86,16 +82,21 @@ def make_example(row: int, draft: Draft, tokens: int | None = None) -> CachedExa
         label_ids=label_ids,
         columns={"split": "test" if row % 3 == 2 else "train", "weight": row / 2},
         targets=make_targets(logits, label_ids, draft, row),
-        hidden=hidden,
     )
+    kept = pick_positions(np.arange(tokens), example, draft.positions)
+    hidden = {}
+    for name, signal in draft.signals.items():
+        shape = (1 if signal.per == "example" else len(kept), signal.given_width)
+        hidden[name] = _round(rng.normal(size=shape), signal)
+    return replace(example, hidden=hidden)
 
 
-def _round(values: np.ndarray, dtype: VectorType) -> torch.Tensor:
-    """To numbers that come back as they are, but for those with a scale for each row."""
-    if dtype in ("float16", "float32"):
-        values = values.astype(dtype)
+def _round(values: np.ndarray, signal: Signal) -> torch.Tensor:
+    """To numbers that come back as they are, if they are not projected or scaled."""
+    if signal.dtype in ("float16", "float32"):
+        values = values.astype(signal.dtype)
     rounded = torch.from_numpy(values.astype(np.float32))
-    return rounded.bfloat16().float() if dtype == "bfloat16" else rounded
+    return rounded.bfloat16().float() if signal.dtype == "bfloat16" else rounded
 
 
 def make_examples(draft: Draft) -> list[CachedExample]:

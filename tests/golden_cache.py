@@ -24,6 +24,19 @@ def _kept_as(dtype: VectorType) -> dict[str, Signal]:
     return {name: signal.model_copy(update={"dtype": dtype}) for name, signal in SIGNALS.items()}
 
 
+_PROJECTED = {
+    "layer.-1": Signal(width=2, projection={"name": "pca", "width": 2}, source_width=6),
+    "layer.0": Signal(
+        width=3, dtype="int8", projection={"name": "random", "width": 3}, source_width=4
+    ),
+    "pooled": Signal(
+        width=2,
+        dtype="bfloat16",
+        per="example",
+        projection={"name": "pca", "width": 2},
+        source_width=3,
+    ),
+}
 _KEPT_AND_DRAWN = {"top_k": 8, "tail_draws": 3, "temperatures": (1.0, 2.0)}
 _FEW = {"top_k": 2, "codec": "steps"}
 CASES: dict[str, dict[str, Any]] = {
@@ -52,6 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hidden-bfloat16": {"targets": _FEW, "signals": _kept_as("bfloat16")},
     "hidden-float8": {"targets": _FEW, "signals": _kept_as("float8_e4m3fn")},
     "hidden-int8": {"targets": _FEW, "signals": _kept_as("int8")},
+    "hidden-projected": {"targets": _FEW, "signals": _PROJECTED, "positions": {"every": 2}},
 }
 
 

@@ -10,19 +10,21 @@ from pipeline.cache.manifest import (
     Draft,
     Identity,
     Manifest,
-    Signal,
     TargetsSpec,
     read_manifest,
     require_same,
 )
 from pipeline.cache.order import EpochOrder, epoch_order
+from pipeline.cache.projection import PROJECTIONS, Projection, read_bases, require_vectors
 from pipeline.cache.quantization import VectorType
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.signals import Signal
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "CODECS",
+    "PROJECTIONS",
     "STREAM_BLOCK",
     "CacheWriter",
     "Codec",
@@ -30,12 +32,15 @@ __all__ = [
     "EpochOrder",
     "Identity",
     "Manifest",
+    "Projection",
     "ShardWriter",
     "Signal",
     "TargetsSpec",
     "TeacherCache",
     "VectorType",
     "epoch_order",
+    "read_bases",
     "read_manifest",
     "require_same",
+    "require_vectors",
 ]

@@ -1,6 +1,6 @@
 """Hidden states of one shard: a Zarr v3 group with the sharding codec, its arrays by signal.
 
-    [rows, D] of each example -- append --> blocks of 512 -- encode --> chunks --> files
+    [rows, D] of each example -- append --> blocks of 512 -- project, encode --> chunks --> files
 
 A chunk is what a random read decodes, a file holds up to 32 MB of them. Chunks carry a CRC-32C and
 are not compressed: zstd took 7 % off float16 and doubled the time of a read.
@@ -10,34 +10,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
 from pipeline.cache.chunks import CHUNK_ROWS, ChunkReader, ChunkWriter, Kind
-from pipeline.cache.manifest import Signal
+from pipeline.cache.fidelity import Fidelity, Sample
+from pipeline.cache.projection import Bases
 from pipeline.cache.quantization import ENCODINGS, Block
-
-
-def list_arrays(signals: Mapping[str, Signal]) -> dict[str, Kind]:
-    """The arrays of all signals by name."""
-    return {
-        name + end: Kind(dtype, signal.width if end == "" else 1)
-        for name, signal in signals.items()
-        for end, dtype in ENCODINGS[signal.dtype].arrays.items()
-    }
+from pipeline.cache.signals import Signal, list_arrays
+from pipeline.errors import NumericalError
 
 
 class HiddenWriter:
     """Appends the signals of one shard, less than a chunk of each waiting in memory."""
 
-    def __init__(self, path: Path, signals: Mapping[str, Signal]) -> None:
+    def __init__(
+        self, path: Path, signals: Mapping[str, Signal], bases: Bases, first: bool
+    ) -> None:
+        """Begin the arrays.
+
+        Args:
+            path: the folder hidden.zarr.
+            bases: of the cache; those that are missing are added.
+            first: whether the shard is the cache's first, which bases are fitted to and whose
+                fidelity is measured.
+        """
+        self.fidelity: dict[str, Fidelity] = {}
         if signals:
             group = zarr.open_group(path, mode="w", zarr_format=3)
             arrays = {n: _create(group, n, kind) for n, kind in list_arrays(signals).items()}
         self._signals = {
-            name: _SignalWriter(path, name, signal, arrays) for name, signal in signals.items()
+            name: _SignalWriter(path, name, signal, arrays, bases, first)
+            for name, signal in signals.items()
         }
 
     def append(self, hidden: Mapping[str, Tensor]) -> None:
@@ -46,20 +53,39 @@ class HiddenWriter:
             signal.append(hidden[name])
 
     def close(self) -> None:
-        """Write what waits."""
-        for signal in self._signals.values():
-            signal.close()
+        """Write what waits, then know the `fidelity` of each signal of a first shard.
+
+        Raises:
+            DataError: too few vectors to fit a projection to.
+            NumericalError: projected vectors that the dtype cannot hold.
+        """
+        for name, signal in self._signals.items():
+            found = signal.close()
+            if found is not None:
+                self.fidelity[name] = found
 
 
 class _SignalWriter:
-    """Appends to the arrays of one signal."""
+    """Appends to the arrays of one signal; vectors without a basis wait for it in a file."""
 
-    def __init__(self, path: Path, name: str, signal: Signal, arrays: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        signal: Signal,
+        arrays: Mapping[str, Any],
+        bases: Bases,
+        first: bool,
+    ) -> None:
+        self._name, self._signal, self._bases = name, signal, bases
         self._encoding = ENCODINGS[signal.dtype]
         names = [name + end for end in self._encoding.arrays]
         kinds = list_arrays({name: signal})
         self._arrays = [arrays[name] for name in names]
         self._files = [ChunkWriter(path / name, kinds[name]) for name in names]
+        self._basis = bases.get(name)
+        self._unfitted = path / f"{name}.unfitted"
+        self._sample = Sample(signal.given_width) if first else None
         self._waiting: list[Tensor] = []
         self._rows = 0
 
@@ -69,21 +95,61 @@ class _SignalWriter:
         if self._rows >= CHUNK_ROWS:
             values = torch.cat(self._waiting)
             whole = self._rows // CHUNK_ROWS * CHUNK_ROWS
-            self._write(values[:whole])
+            self._take(values[:whole])
             self._waiting = [values[whole:].clone()]
             self._rows -= whole
 
-    def close(self) -> None:
+    def close(self) -> Fidelity | None:
         if self._rows:
-            self._write(torch.cat(self._waiting))
+            self._take(torch.cat(self._waiting))
+        projection = self._signal.projection
+        if projection is not None and self._basis is None:
+            self._basis = projection.fit(self._name, self._signal.given_width, self._read_unfitted)
+            self._bases.add(self._name, self._basis)
+            for block in self._read_unfitted():
+                self._write(block)
+            self._unfitted.unlink(missing_ok=True)
         for file, array in zip(self._files, self._arrays, strict=True):
             file.close()
             array.resize((file.rows, array.shape[1]))
+        return None if self._sample is None else self._sample.measure(self._basis)
 
-    def _write(self, values: Tensor) -> None:
+    def _take(self, values: Tensor) -> None:
+        if self._signal.projection is not None and self._basis is None:
+            with self._unfitted.open("ab") as file:
+                file.write(values.float().numpy().tobytes())
+            return
         for block in torch.split(values, CHUNK_ROWS):
-            for file, part in zip(self._files, self._encoding.encode(block), strict=True):
-                file.append(part)
+            self._write(block)
+
+    def _write(self, given: Tensor) -> None:
+        values = given if self._basis is None else self._project(given)
+        parts = self._encoding.encode(values)
+        for file, part in zip(self._files, parts, strict=True):
+            file.append(part)
+        if self._sample is not None:
+            picked = self._sample.pick(len(given))
+            read = torch.empty_like(values[picked], dtype=torch.float32)
+            Block(self._encoding, parts).decode(picked, read)
+            self._sample.add(given[picked].float(), read)
+
+    def _project(self, given: Tensor) -> Tensor:
+        assert self._basis is not None
+        values = self._basis.project(given)
+        if not bool((values.abs() <= self._encoding.limit).all()):
+            raise NumericalError(
+                f"hidden {self._name}: holds numbers above the {self._encoding.limit:g} of"
+                f" {self._signal.dtype} once it is projected; try another hidden.dtype"
+            )
+        return values
+
+    def _read_unfitted(self) -> Iterator[Tensor]:
+        """The vectors that wait, in blocks of 512, as often as they are asked for."""
+        width = self._signal.given_width
+        with self._unfitted.open("ab+") as file:
+            file.seek(0)
+            while len(values := np.fromfile(file, np.float32, CHUNK_ROWS * width)):
+                yield torch.from_numpy(values).view(-1, width)
 
 
 class BlockReader:

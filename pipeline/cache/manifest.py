@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from pipeline.cache.codecs import CODECS, MAX_CLASSES, Codec, Layout, Steps
-from pipeline.cache.quantization import VectorType
+from pipeline.cache.fidelity import Fidelity
+from pipeline.cache.signals import Signal, optional
 from pipeline.config import Model, StrictModel, canonical_json, member_of, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
 from pipeline.positions import Positions
@@ -78,14 +79,6 @@ class TargetsSpec(StrictModel):
         return self.model_copy(update={"top_k": top_k})
 
 
-class Signal(StrictModel):
-    """A kept vector: [M, width] for each example where `per` is feature, else [1, width]."""
-
-    width: int = Field(gt=0)
-    dtype: VectorType = "float16"
-    per: Literal["feature", "example"] = "feature"
-
-
 class Identity(StrictModel):
     """What the cache was made from, each part with a `digest` of its content."""
 
@@ -104,8 +97,7 @@ class Draft(StrictModel):
         targets: with `top_k` as a number (`TargetsSpec.resolve`).
         num_classes: V.
         shifted: label_ids[n] is the token at target_positions[n] + 1; checked on every read.
-        signals: hidden states by name.
-        positions: those whose hidden states are kept.
+        signals, positions: hidden states by name, and where they are kept.
         label_names: [V] where the classes have names.
         columns: the columns carried through, with their types.
         shard_examples: examples per shard, fewer in the last.
@@ -118,7 +110,7 @@ class Draft(StrictModel):
     num_classes: int = Field(gt=0, le=MAX_CLASSES)
     shifted: bool
     signals: dict[str, Signal] = Field(default_factory=dict)
-    positions: Positions = Field(default="all", exclude_if=lambda found: found == "all")
+    positions: Positions = optional("all")
     label_names: list[str] | None = None
     columns: dict[str, ColumnType] = Field(default_factory=dict)
     shard_examples: int = Field(gt=0)
@@ -157,7 +149,7 @@ class ShardInfo(StrictModel):
         batches: of each record batch of rows.arrow: examples, start in the file, bytes, CRC-32C.
         ids: sha256 of its example ids, each followed by a newline.
         frequent_ids: the classes with the smallest numbers, see `Ranking`.
-        files: path inside the shard -> [bytes, sha256].
+        files: path inside the shard -> [bytes, sha256]; fidelity: of the first shard's signals.
     """
 
     index: int
@@ -170,6 +162,7 @@ class ShardInfo(StrictModel):
     ids: str
     frequent_ids: str
     files: dict[str, tuple[int, str]]
+    fidelity: dict[str, Fidelity] = optional({})
 
     @property
     def bytes(self) -> int:
@@ -193,10 +186,13 @@ class Manifest(Draft):
     Attributes:
         shards: sha256 of index/shards.arrow, which has the sha256 of each shard.json, which has
             those of its files. So the manifest is as small for 10^5 shards as for one.
+        projections: sha256 of projections.safetensors, None without; fidelity: see `ShardInfo`.
     """
 
     version: Literal[1] = VERSION
     shards: str
+    projections: str | None = optional()
+    fidelity: dict[str, Fidelity] = optional({})
     totals: Totals
 
     @property

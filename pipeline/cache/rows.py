@@ -177,13 +177,14 @@ def _check_hidden(example: CachedExample, draft: Draft, subject: str) -> None:
     for name, signal in draft.signals.items():
         found = list(example.hidden[name].shape)
         rows = 1 if signal.per == "example" else features
-        if found != [rows, signal.width] or (signal.per == "feature" and rows not in allowed):
+        if found != [rows, signal.given_width] or (signal.per == "feature" and rows not in allowed):
             counts = "1" if signal.per == "example" else " or ".join(map(str, sorted(allowed)))
             raise DataError(
-                f"{subject}: hidden {name} has shape {found}, expected [{counts}, {signal.width}]"
-                " as every signal; mend the capture"
+                f"{subject}: hidden {name} has shape {found}, expected"
+                f" [{counts}, {signal.given_width}] as every signal; mend the capture"
             )
-        limit = ENCODINGS[signal.dtype].limit
+        projected = signal.projection is not None  # then its dtype keeps other numbers
+        limit = ENCODINGS["float32" if projected else signal.dtype].limit
         values = example.hidden[name].float()
         if values.numel() and not bool((values.abs() <= limit).all()):
             raise NumericalError(

@@ -19,6 +19,7 @@ from pipeline.cache.codecs import Ranking
 from pipeline.cache.hidden import HiddenWriter
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo
+from pipeline.cache.projection import Bases
 from pipeline.cache.rows import (
     check_example,
     count_features,
@@ -41,7 +42,7 @@ _ZSTD_LEVEL = 1  # entropy coding is what packs byte planes; 3 saves 0.1 % and t
 class ShardWriter:
     """Takes the examples of one shard, in order, from one thread at a time."""
 
-    def __init__(self, folder: Path, draft: Draft, index: int) -> None:
+    def __init__(self, folder: Path, draft: Draft, index: int, bases: Bases) -> None:
         self._folder = folder
         self._draft = draft
         self._waiting: list[CachedExample] = []
@@ -55,7 +56,7 @@ class ShardWriter:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _ZSTD_LEVEL))
         self._sink = pa.OSFile(str(folder / ROWS), "wb")
         self._rows = pa.ipc.new_file(self._sink, make_schema(draft), options=options)
-        self._hidden = HiddenWriter(folder / HIDDEN, draft.signals)
+        self._hidden = HiddenWriter(folder / HIDDEN, draft.signals, bases, first=index == 0)
 
     @property
     def bytes_written(self) -> int:
@@ -110,6 +111,7 @@ class ShardWriter:
                 file.relative_to(self._folder).as_posix(): (file.stat().st_size, hash_file(file))
                 for file in files
             },
+            fidelity=self._hidden.fidelity,
         )
         write_json(self._folder / SHARD, info.model_dump(mode="json"))
         sync_folder(self._folder)

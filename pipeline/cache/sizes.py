@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
 
@@ -26,7 +27,8 @@ def column_bytes(cache: TeacherCache) -> dict[str, int]:
 
     Returns:
         Column of rows.arrow or field of its targets -> bytes; "hidden <signal>" for each signal;
-        and in round brackets what is no column: arrow framing, index, tokenizer, other files. The
+        and in round brackets what is no column: arrow framing, index, tokenizer, projections, other
+        files. The
         sum is that of all files.
     """
     sizes: Counter[str] = Counter()
@@ -49,6 +51,8 @@ def _purpose(parts: tuple[str, ...]) -> str:
         return f"({parts[0]})"
     if HIDDEN in parts and len(parts) > parts.index(HIDDEN) + 2:
         return f"hidden {parts[parts.index(HIDDEN) + 1]}"
+    if parts == (FILE,):
+        return "(projections)"
     return "(other files)"
 
 

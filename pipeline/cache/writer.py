@@ -26,6 +26,7 @@ from pipeline.cache.manifest import (
     read_shard,
     require_same,
 )
+from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shard_writer import ShardWriter, sync_folder, sync_tree
 from pipeline.cache.shards import (
@@ -66,6 +67,8 @@ class CacheWriter:
         else:
             remedy = "Cache the teacher again into another folder, or go back to those settings"
             require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
+        projected = [name for name, signal in draft.signals.items() if signal.projection]
+        self._bases = Bases(path, projected)
         self.finished = {index for index in range(draft.num_shards) if self._stands(index)}
         self._bytes = sum(read_shard(shard_folder(path, i)).bytes for i in self.finished)
         self._current: ShardWriter | None = None
@@ -85,11 +88,13 @@ class CacheWriter:
         """
         if index in self.finished or not 0 <= index < self.draft.num_shards:
             raise ValueError(f"shard {index} is finished or outside {self.draft.num_shards}")
+        if index and not self._bases.complete:
+            raise ValueError("shard 0 comes first: projections are fitted to it")
         folder = shard_folder(self.path, index)
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            self._current = writer = ShardWriter(folder, self.draft, index)
+            self._current = writer = ShardWriter(folder, self.draft, index, self._bases)
             try:
                 yield writer
                 writer.commit()
@@ -144,6 +149,8 @@ class CacheWriter:
 
     def _stands(self, index: int) -> bool:
         folder = shard_folder(self.path, index)
+        if not self._bases.complete:  # lost, so what it was projected with is lost too
+            return False
         return (folder / SHARD).is_file() and find_damage(folder, read_shard(folder)) is None
 
     def _column(self, name: str) -> Iterator[Any]:
@@ -164,6 +171,8 @@ class CacheWriter:
         return Manifest(
             **_dump_draft(self.draft),
             shards=write_shards(self.path, (hash_file(folder / SHARD) for folder in folders)),
+            projections=hash_file(self.path / FILE) if (self.path / FILE).is_file() else None,
+            fidelity=read_shard(folders[0]).fidelity,
             totals=Totals(**totals),
         )
 

@@ -24,11 +24,11 @@ from stages.bench.language import LanguageRecipe
 from stages.cache_teacher import (
     BatchConfig,
     CacheConfig,
-    HiddenConfig,
     ShardConfig,
     cache_teacher,
 )
 from stages.cli import find_config
+from stages.hidden import HiddenConfig
 from stages.train_student import StudentConfig
 from stages.train_teacher import TrainTeacherConfig, train_teacher
 

@@ -1,0 +1,46 @@
+"""What a cache says of each hidden state that it keeps, and which arrays that takes."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.cache.chunks import Kind
+from pipeline.cache.projection import PROJECTIONS, Projection
+from pipeline.cache.quantization import ENCODINGS, VectorType
+from pipeline.config import StrictModel, member_of
+
+
+def optional(default: Any = None) -> Any:
+    """A field that came later: not written where it has its default, so that old caches keep their
+    digest."""
+    return Field(default=default, exclude_if=lambda found: found == default)
+
+
+class Signal(StrictModel):
+    """A kept vector: [M, width] for each example where `per` is feature, else [1, width].
+
+    Attributes:
+        projection: of the teacher's vectors, which are `source_width` wide; None where they are
+            kept as they are.
+    """
+
+    width: int = Field(gt=0)
+    dtype: VectorType = "float16"
+    per: Literal["feature", "example"] = "feature"
+    projection: Annotated[Projection | None, *member_of(PROJECTIONS, "projection")] = optional()
+    source_width: int | None = optional()
+
+    @property
+    def given_width(self) -> int:
+        """D of the teacher's vectors."""
+        return self.source_width or self.width
+
+
+def list_arrays(signals: Mapping[str, Signal]) -> dict[str, Kind]:
+    """The arrays of all signals by name."""
+    return {
+        name + end: Kind(dtype, signal.width if end == "" else 1)
+        for name, signal in signals.items()
+        for end, dtype in ENCODINGS[signal.dtype].arrays.items()
+    }
