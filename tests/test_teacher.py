@@ -242,3 +242,23 @@ def test_rows_of_similar_length_share_a_batch() -> None:
     batches = plan_batches(lengths, 200)
     padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
     assert padded <= 1.05 * sum(lengths)
+
+
+def test_a_twin_has_modules_of_its_own_over_the_same_tensors() -> None:
+    model = make_llama()
+    teacher = Teacher(model, "tokens", V)
+    twin = teacher.twin()
+    pairs = list(zip(model.named_modules(), twin.model.named_modules(), strict=True))
+    assert all(mine is not other for (_, mine), (_, other) in pairs)
+    for mine, other in zip(model.parameters(), twin.model.parameters(), strict=True):
+        assert mine is other
+    rotary = twin.model.model.rotary_emb
+    rotary.register_buffer("inv_freq", rotary.inv_freq * 2.0)
+    assert not torch.equal(model.model.rotary_emb.inv_freq, rotary.inv_freq)
+
+
+def test_a_teacher_on_a_cpu_is_asked_by_every_core_unless_it_is_moved_while_it_runs() -> None:
+    teacher = Teacher(make_llama(), "tokens", V)
+    assert teacher.workers == torch.get_num_threads()
+    teacher.model.hf_device_map = {"model.embed_tokens": "cpu", "model.layers.0": "disk"}
+    assert teacher.workers == 1

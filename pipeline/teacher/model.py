@@ -118,10 +118,10 @@ class Teacher:
         return 1 if moved or self.device.type != "cpu" else torch.get_num_threads()
 
     def twin(self) -> "Teacher":
-        """The same weights under modules of its own, for another thread: modules may keep state
-        between calls, as rotary tables do that grow."""
+        """The same tensors under modules of its own, for another thread: a module may put others
+        in their place between calls, as rotary tables do that grow."""
         twin = copy.copy(self)
-        shared = {id(weight): weight for weight in self.model.parameters()}
+        shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         twin.model = copy.deepcopy(self.model, shared)
         return twin
 
