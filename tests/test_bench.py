@@ -33,6 +33,7 @@ from stages.bench.baselines import (
     open_parquet,
     write_parquet,
 )
+from stages.bench.goals import scale_rows
 from stages.bench.language import LanguageRecipe
 from stages.bench.losses import KEPT, make_targets, measure_peak
 from stages.bench.measuring import Row, interleave, rate_row, show_rows, time_row
@@ -216,6 +217,24 @@ def test_every_kind_of_target_stands_beside_its_goal(content: dict[str, Any]) ->
         assert row["ratio"] < 1
     errors = rows_of(content, "codec, worst of all")
     assert len(errors) == 4 and all(row["reached"] is not None for row in errors)
+
+
+def test_every_part_says_how_long_it_took(content: dict[str, Any], printed: StringIO) -> None:
+    shown = printed.getvalue()
+    assert sum(content["seconds"].values()) > 0
+    for what, seconds in content["seconds"].items():
+        assert f"measuring {what} ... {seconds:.0f} s" in shown
+
+
+def test_cost_of_a_token_at_the_largest_scale_stands_beside_the_smallest() -> None:
+    line = {"tokens": 100.0, "bytes/token": 36.0, "written tokens/s": 1e5, "read tokens/s": 2e6}
+    more = {"tokens": 1e4, "bytes/token": 36.9, "written tokens/s": 2e5, "read tokens/s": 1e6}
+    taken, written, read = scale_rows([line, {**line, "tokens": 1e3}, more])
+    assert (taken.measured, taken.baseline) == (36.9, 36.0)
+    assert (written.measured, written.baseline) == (5.0, 10.0)
+    assert (read.measured, read.baseline) == (1.0, 0.5)
+    assert [row.reached for row in (taken, written, read)] == [True, True, False]
+    assert taken.what == "at 10,000 tokens a token takes"
 
 
 def test_columns_add_up_to_the_bytes_per_token_with_inputs(content: dict[str, Any]) -> None:

@@ -8,27 +8,30 @@ it is held against is in `baselines`; both sides of a ratio are run in turn (`me
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from pipeline.errors import StillroomError
 from pipeline.runs import write_json
 from stages.bench.codecs import list_points, measure_codecs, show_points
-from stages.bench.goals import codec_rows, largest_space, show_goals
+from stages.bench.goals import codec_rows, largest_space, scale_rows, show_goals
 from stages.bench.losses import measure_losses, measure_vocabularies
 from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.plot import draw_plot
 from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
-from stages.bench.spaces import list_sources
+from stages.bench.spaces import list_sources, train_languages
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
 from stages.bench.stream import measure_stream, show_scale
 from stages.quiet import quiet_libraries
 
 VERSION = 1
+Found = TypeVar("Found")
 
 
 @quiet_libraries()
@@ -43,20 +46,19 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=config.output.parent) as scratch:
         setting = prepare(config, Path(scratch))
         console.print(_describe_setting(setting, machine))
-        console.print("measuring stage one ...")
-        rows = measure_capture(setting)
-        console.print("measuring student steps ...")
-        rows += measure_training(setting, capture_rate=rows[0].measured)
-        console.print("measuring losses and vocabularies ...")
-        rows += measure_losses(setting) + measure_vocabularies(setting)
-        console.print("measuring sizes and reads ...")
-        sizes, columns = measure_sizes(setting)
-        rows += sizes + measure_reading(setting)
-        console.print("measuring streams ...")
-        streams, scale = measure_stream(setting)
-        rows += streams
-        console.print("measuring codecs ...")
-        sources, points = measure_codecs(setting)
+        clock = _Clock(console)
+        rows = clock.time("stage one", partial(measure_capture, setting))
+        rate = rows[0].measured
+        rows += clock.time("student steps", partial(measure_training, setting, capture_rate=rate))
+        rows += clock.time("losses", partial(measure_losses, setting))
+        rows += clock.time("vocabularies", partial(measure_vocabularies, setting))
+        sizes, columns = clock.time("sizes", partial(measure_sizes, setting))
+        rows += sizes
+        rows += clock.time("reads", partial(measure_reading, setting))
+        streams, scale = clock.time("streams", partial(measure_stream, setting))
+        rows += streams + scale_rows(scale)
+        clock.time("models for codecs", partial(train_languages, config))
+        sources, points = clock.time("codecs", partial(measure_codecs, setting))
         rows += codec_rows(sources, points)
         content = {
             "version": VERSION,
@@ -64,6 +66,7 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "trained_teacher": setting.trained,
             "tokens": setting.tokens,
             "config": config.model_dump(mode="json"),
+            "seconds": clock.seconds,
             "rows": [row.to_json() for row in rows],
             "columns": columns,
             "spaces": list_sources(sources),
@@ -80,6 +83,23 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
     picture.write_text(draw_plot(points, largest_space(sources)), encoding="utf-8")
     console.print(f"{config.output} and {picture.name}: written", soft_wrap=True)
     return content
+
+
+class _Clock:
+    """Tells what is measured, and how long it took."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    def time(self, what: str, run: Callable[[], Found]) -> Found:
+        """Run one part of the bench."""
+        self._console.print(f"measuring {what} ... ", end="")
+        began = time.perf_counter()
+        found = run()
+        self.seconds[what] = time.perf_counter() - began
+        self._console.print(f"{self.seconds[what]:.0f} s", highlight=False)
+        return found
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> BenchConfig:

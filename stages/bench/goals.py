@@ -1,11 +1,12 @@
-"""What the default codec should come to in every class space, and whether it does.
+"""What the default codec should come to in every class space, and a token at every scale.
 
     points -- codec_rows --> rows of the one table     points -- show_goals --> a table by space
+    scale  -- scale_rows --> rows of the one table
 
 The goals are for 128,000 classes and more; they stand beside smaller spaces too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from stages.bench.spaces import TEMPERATURES, Source
 
 BYTES = {"50": 80.0, "64": 100.0, "128": 195.0, "8 + 4 draws": 32.0, "12 draws": 28.0}
 KL, P99, MASS = 3e-4, 2e-3, 1e-3  # at every temperature; no first choice may change
+_LINEAR = "≤ 1.10"  # cost per token at any scale
 _NAIVE = "int32 + float16"
 
 
@@ -47,6 +49,28 @@ def codec_rows(sources: Sequence[Source], points: Sequence[Point]) -> list[Row]:
         Row(f"codec, worst of all: {what}", unit, max(found), goal=f"≤ {_error(goal)}")
         for what, unit, goal, found in worst
     ]
+
+
+def scale_rows(scale: Sequence[Mapping[str, float]]) -> list[Row]:
+    """What one token costs at the largest scale against the smallest: 1 where cost is linear.
+
+    Args:
+        scale: by rising number of `tokens`: `bytes/token`, `written tokens/s`, `read tokens/s`.
+    """
+    small, large = scale[0], scale[-1]
+    against = f"the same at {small['tokens']:,.0f} tokens"
+    rows = []
+    for what, unit, name in (
+        ("takes", "bytes", "bytes/token"),
+        ("is written in", "µs", "written tokens/s"),
+        ("is read in", "µs", "read tokens/s"),
+    ):
+        found, base = (
+            line[name] if unit == "bytes" else 1e6 / line[name] for line in (large, small)
+        )
+        label = f"at {large['tokens']:,.0f} tokens a token {what}"
+        rows.append(Row(label, unit, found, base, against, goal=_LINEAR))
+    return rows
 
 
 def largest_space(sources: Sequence[Source]) -> str:

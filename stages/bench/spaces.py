@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipeline.targets import Targets
 from pipeline.teacher.sparse import sparse_targets
-from stages.bench.language import LanguageRecipe, ask_language
-from stages.bench.setting import Setting
+from stages.bench.language import LanguageRecipe, ask_language, train_language
+from stages.bench.setting import BenchConfig, Setting
 from stages.bench.vocabulary import CLASSES, synthesize_logits
 
 TEMPERATURES = (1.0, 2.0)
@@ -87,6 +87,12 @@ def list_spaces(setting: Setting) -> list[Space]:
     name, made = f"synthetic, V = {CLASSES:,}", "Zipf's law, bent by a made-up topic; no model"
     spaces.append(Space(name, CLASSES, made, False, partial(_synthesize, positions)))
     return spaces
+
+
+def train_languages(config: BenchConfig) -> None:
+    """Train the config's models unless an earlier bench has."""
+    for recipe in config.languages:
+        train_language(config.models, recipe)
 
 
 def keep_targets(space: Space, kinds: Sequence[Kind]) -> tuple[dict[Kind, Targets], Certainty]:
