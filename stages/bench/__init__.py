@@ -20,6 +20,7 @@ from pipeline.errors import StillroomError
 from pipeline.runs import write_json
 from stages.bench.codecs import list_points, measure_codecs, show_points
 from stages.bench.goals import codec_rows, largest_space, scale_rows, show_goals
+from stages.bench.hidden import list_choices, measure_choices, show_choices
 from stages.bench.losses import measure_losses, measure_vocabularies
 from stages.bench.measuring import describe_machine, show_columns, show_rows
 from stages.bench.plot import draw_plot
@@ -60,6 +61,7 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         clock.time("models for codecs", partial(train_languages, config))
         sources, points = clock.time("codecs", partial(measure_codecs, setting))
         rows += codec_rows(sources, points)
+        choices = clock.time("hidden states", partial(measure_choices, setting))
         content = {
             "version": VERSION,
             "machine": machine,
@@ -72,10 +74,12 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "spaces": list_sources(sources),
             "codecs": list_points(points),
             "scale": scale,
+            "hidden": list_choices(choices),
         }
     show_rows(rows, "measured", console)
     show_columns(columns, console)
     show_scale(scale, console)
+    show_choices(choices, console)
     show_points(points, largest_space(sources), console)
     show_goals(sources, points, console)
     write_json(config.output, content)
