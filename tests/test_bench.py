@@ -187,7 +187,9 @@ def test_codecs_stand_beside_the_records_of_others(
         naive, ours = found["int32 + float16"], found["steps, 99 levels"]
         assert naive["bytes"] == 6 * 64 and ours["bytes"] < found["lossless"]["bytes"]
         assert max(ours["kl"]) < 6e-4 and ours["mass"] < 1e-3
-        assert set(found["lossless"]["kl"]) == {0.0}
+        assert set(found["lossless"]["kl"]) == set(found["lossless, float16"]["kl"]) == {0.0}
+        assert found["lossless, bfloat16"]["bytes"] < found["lossless, float16"]["bytes"]
+        assert found["lossless, float16"]["bytes"] < found["lossless"]["bytes"]
         assert found["steps, 277 levels"]["kl"][0] < ours["kl"][0] / 4
     assert "steps, 277 levels" in printed.getvalue()
 

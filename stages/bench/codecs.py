@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cache import CODECS, CacheWriter, Codec, Draft, Identity, TargetsSpec, TeacherCache
-from pipeline.cache.codecs import Steps
+from pipeline.cache.codecs import Lossless, Steps
 from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.cache.sizes import FRAMING, column_bytes
 from pipeline.examples import CachedExample
@@ -34,6 +34,7 @@ from stages.cache_teacher import ShardConfig
 _KEPT = ((128, 0), (8, 4), (0, 12))  # asked for; 64 and 50 are the first of 128
 _SHOWN = ((50, 0), (64, 0), (128, 0), (8, 4), (0, 12))
 _CURVE = (0.35, 0.5, 0.7, 1.4, 2.0, 2.8)  # of the default number of levels, at K = 64
+_HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # of the teacher's logits
 _SEQUENCE = 1024
 
 
@@ -138,9 +139,14 @@ def _measure_kept(folder: Path, source: str, targets: Targets) -> list[Point]:
     if (top_k, draws) == (64, 0):
         levels = Steps().resolve(top_k).levels or 0
         codecs += [Steps(levels=round(part * levels)) for part in _CURVE]
-    return points + [
-        _measure_codec(folder / "codec", source, kept, codec, targets) for codec in codecs
-    ]
+    path = folder / "codec"
+    points += [_measure_codec(path, source, kept, codec, targets) for codec in codecs]
+    if (top_k, draws) == (64, 0):
+        for name, dtype in _HALVES.items():
+            rounded = replace(targets, logits=targets.logits.to(dtype).float())
+            point = _measure_codec(path, source, kept, Lossless(), rounded)
+            points.append(replace(point, record=f"lossless, {name}"))
+    return points
 
 
 def _measure_codec(path: Path, source: str, kept: str, codec: Codec, targets: Targets) -> Point:

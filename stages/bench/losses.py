@@ -81,7 +81,7 @@ def measure_vocabularies(setting: Setting) -> list[Row]:
                 "cached": partial(_time_cached, setting, cache, build),
                 "plain": partial(_time_plain, setting, cache, build),
             },
-            setting.config.epochs,
+            setting.config.loss_runs,
         )
         what = f"step from the cache, V = {classes:,}, {size / 1e6:.1f} M parameters"
         steps = found["cached"], _STEP, found["plain"]

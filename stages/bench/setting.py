@@ -57,7 +57,7 @@ class BenchConfig(StrictModel):
         languages: models that are trained for further class spaces; sharpening: of the last one's
             context, for one more; models: where they are kept for the next bench.
         vocabularies: class spaces that the fused head is measured at, with made-up targets.
-        loss_positions, loss_width, loss_runs: of the loss alone.
+        loss_positions, loss_width: of the loss alone; loss_runs: of it, and of whole steps.
         vocabulary_batch, vocabulary_steps: of whole steps.
         scale_tokens: of made-up caches that are written and read at growing sizes.
     """
