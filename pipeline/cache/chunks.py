@@ -64,25 +64,25 @@ class ChunkWriter:
             chunk[: len(values)] = values
         if chunk.view(np.uint8).any():
             self._index[within] = self._size, chunk.nbytes + _CHECKSUM_BYTES
-            self._write(chunk.tobytes())
+            self._write(chunk)
         if within == self._kind.file_chunks - 1:
             self.close()
 
     def close(self) -> None:
         """Complete the file under way, if there is one."""
         if self._size:
-            self._write(self._index.tobytes())
+            self._write(self._index)
             self._index.fill(_ABSENT)
             self._size = 0
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: np.ndarray) -> None:
         path = self._folder / "c" / str((self.rows - 1) // self._kind.file_rows) / "0"
         path.parent.mkdir(parents=True, exist_ok=True)
         checksum = int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little")
         with path.open("ab") as file:  # so that nothing stays open where a capture breaks off
-            file.write(content)
+            file.write(content.data)
             file.write(checksum)
-        self._size += len(content) + _CHECKSUM_BYTES
+        self._size += content.nbytes + _CHECKSUM_BYTES
 
 
 class ChunkReader:
@@ -117,23 +117,23 @@ class ChunkReader:
         start, size = (int(value) for value in self._indexes[file][within])
         if start == _ABSENT:
             return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
-        values = np.frombuffer(self._read_checked(file, start, size), dtype=kind.dtype)
+        values = self._read_checked(file, start, size).view(kind.dtype)
         return values.reshape(CHUNK_ROWS, kind.width)
 
     def _read_index(self, file: str, chunks: int) -> np.ndarray:
         """[chunks, 2]: where each begins, and its bytes with the checksum."""
         size = chunks * 16 + _CHECKSUM_BYTES
         content = self._read_checked(file, self._sizes[file] - size, size)
-        return np.frombuffer(content, dtype="<u8").reshape(chunks, 2)
+        return content.view("<u8").reshape(chunks, 2)
 
-    def _read_checked(self, file: str, start: int, size: int) -> bytearray:
-        content = bytearray(size)  # tensors want memory that could be written to
+    def _read_checked(self, file: str, start: int, size: int) -> np.ndarray:
+        """Bytes of a file without the checksum at their end."""
+        content = np.empty(size, dtype=np.uint8)
         with (self._path / file).open("rb", buffering=0) as opened:
             opened.seek(start)
-            if opened.readinto(content) != size:
+            if opened.readinto(content.data) != size:
                 raise ValueError(f"{file} ends too early")
-        found = int.from_bytes(content[-_CHECKSUM_BYTES:], "little")
-        del content[-_CHECKSUM_BYTES:]
-        if google_crc32c.value(bytes(content)) != found:
+        content, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+        if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
             raise ValueError(f"{file} fails its checksum")
         return content

@@ -14,7 +14,7 @@ from pipeline.cache.signals import optional
 from pipeline.config import StrictModel
 
 _ROWS = 4096
-_ELEMENTS = 1 << 24  # of the vectors that are compared; wide ones are fewer
+_ELEMENTS = 1 << 22  # of the vectors that are compared; wide ones are fewer, CKA costs n²D
 _DIGITS = 6
 
 

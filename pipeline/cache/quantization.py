@@ -71,7 +71,9 @@ class Scaled(Encoding):
 
     def encode(self, values: Tensor) -> list[np.ndarray]:
         values = values.float()
-        largest = values.abs().amax(dim=1, keepdim=True)
+        # Without a copy for |values|: fresh memory costs more than the second pass.
+        highest, lowest = values.amax(dim=1, keepdim=True), values.amin(dim=1, keepdim=True)
+        largest = torch.maximum(highest, -lowest)
         # One step down, so that no product of a code and its scale exceeds the row's largest.
         scale = torch.nextafter(largest / self._peak, torch.zeros(())).clamp_(min=_TINY)
         codes = (values / scale).clamp_(-self._peak, self._peak)
