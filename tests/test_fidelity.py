@@ -80,6 +80,16 @@ def test_a_sample_is_evenly_spaced_and_bounded(counts: list[int], exponent: int)
     assert start <= 10**exponent or len(found) > 10**exponent // 2 - 1
 
 
+def test_a_sample_keeps_no_rows_but_its_own() -> None:
+    sample = Sample(2**22 // 100)
+    for _ in range(200):
+        block = torch.zeros(512, 3)
+        picked = sample.pick(512)
+        sample.add(block[picked], block[picked])
+    held = sum(t.untyped_storage().nbytes() for pair in sample._pairs for t in pair)
+    assert held <= 2 * 100 * 3 * 4
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "int8"])
 @pytest.mark.parametrize("projection", [None, {"name": "pca", "width": 5}])
 def test_the_manifest_tells_of_the_first_shard(

@@ -56,7 +56,7 @@ class Sample:
 
     def add(self, given: Tensor, read: Tensor) -> None:
         """Take what was picked, [n, D], and what is read back of it, [n, d]."""
-        self._pairs.append((given, read))
+        self._pairs.append((given.clone(), read.clone()))  # a view would keep all rows alive
         while sum(len(given) for given, _ in self._pairs) > self._limit:
             given, read = self._join()
             self._pairs = [(given[::2].clone(), read[::2].clone())]
