@@ -52,6 +52,14 @@ CASES: dict[str, dict[str, Any]] = {
         "num_classes": 70_000,
         "num_examples": 3,
     },
+    "steps-lz4": {
+        "targets": {"top_k": 5, "tail_draws": 2, "codec": "steps", "compression": "lz4"},
+        "num_classes": 300,
+    },
+    "steps-plain": {
+        "targets": {"top_k": 5, "tail_draws": 2, "codec": "steps", "compression": "none"},
+        "num_classes": 300,
+    },
     "lossless": {
         "targets": {**_KEPT_AND_DRAWN, "codec": "lossless"},
         "signals": _kept_as("float16"),

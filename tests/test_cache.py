@@ -1,5 +1,6 @@
 """What is put on the shelf comes back, to any reader, and wrong examples do not get there."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -256,3 +257,18 @@ def test_the_readme_says_enough_to_read_the_cache(tmp_path, monkeypatch):
     schema = found["batch"].schema
     names = [*schema.names[:-2], *found["targets"].type.names]
     assert all(f"`{name}`" in page.read_text(encoding="utf-8") for name in names)
+
+
+def test_compression_is_a_choice_of_the_cache(tmp_path):
+    """Bytes fall from none to lz4 to zstd, the content stays, and only a choice is written down."""
+    sizes = []
+    for compression in ("none", "lz4", "zstd"):
+        path = tmp_path / compression
+        spec = TargetsSpec(top_k=40, codec="lossless", compression=compression)
+        draft = make_draft(12, targets=spec, num_classes=600)
+        sizes.append(write_cache(path, draft).totals.bytes)
+        for row, example in enumerate(TeacherCache.open(path).stream(0, 0, shuffle=False)):
+            assert_same(example, make_example(row, draft))
+        raw = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        assert ("compression" in raw["targets"]) == (compression != "zstd")
+    assert sizes == sorted(sizes, reverse=True)

@@ -23,6 +23,7 @@ _ROUNDED = {"logits", "draw_logits", "logsumexp", "label_log_probs"}  # by a log
 def test_every_codec_and_every_dtype_has_golden_bytes() -> None:
     drafts = [make_golden_draft(name) for name in CASES]
     assert {draft.targets.codec.name for draft in drafts} == set(CODECS)
+    assert {draft.targets.compression for draft in drafts} == {"zstd", "lz4", "none"}
     kept = {signal.dtype for draft in drafts for signal in draft.signals.values()}
     assert kept == set(ENCODINGS)
     projections = [s.projection for draft in drafts for s in draft.signals.values() if s.projection]

@@ -111,7 +111,12 @@ def find_shift(example: CachedExample) -> str | None:
 
 
 def learn_ranking(examples: Sequence[CachedExample], draft: Draft) -> Ranking:
-    """Number the classes of a shard by how often its first examples keep them."""
+    """Number the classes of a shard by how often its first examples keep them.
+
+    Without compression numbers are as large as ids, and would only have to be looked up.
+    """
+    if draft.targets.compression == "none":
+        return Ranking(np.zeros(0, dtype=np.int32), draft.num_classes)
     ids = [ids.ravel() for e in examples for ids in (e.targets.ids, e.targets.draw_ids)]
     return Ranking.learn(torch.cat(ids).numpy(), draft.num_classes)
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import pyarrow as pa
@@ -53,7 +54,7 @@ class ShardWriter:
         self._ranking: Ranking | None = None
         self._written_features = 0
         self._waiting_entries = 0
-        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _ZSTD_LEVEL))
+        options = pa.ipc.IpcWriteOptions(compression=_find_compression(draft))
         self._sink = pa.OSFile(str(folder / ROWS), "wb")
         self._rows = pa.ipc.new_file(self._sink, make_schema(draft), options=options)
         self._hidden = HiddenWriter(folder / HIDDEN, draft.signals, bases, first=index == 0)
@@ -131,6 +132,13 @@ class ShardWriter:
         self._written_features = self._counts["features"]
         self._waiting = []
         self._waiting_entries = 0
+
+
+def _find_compression(draft: Draft) -> Any:
+    name = draft.targets.compression
+    if name == "none":
+        return None
+    return pa.Codec(name, _ZSTD_LEVEL if name == "zstd" else None)
 
 
 def sync_tree(folder: Path) -> None:
