@@ -14,10 +14,11 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
+from pipeline.cache.record_batch import join_targets
 from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.positions import Positions
-from pipeline.targets import UNLABELLED, Targets
+from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Task
 
 COUNTED = ("targets", "labels", "features", "examples", "tokens")
@@ -132,12 +133,15 @@ class Collator:
         signals: the name a loss uses ("layer.-1") -> the cached signal to load ("layer.4"); all
             others are left in the cache.
         positions: whose hidden states are cached.
+        decode_late: leave `targets` in codes, a third of the bytes, to be decoded by their `to` on
+            the device that they are moved to. A DataLoader's worker decodes all the same.
     """
 
     task: Task
     pad_id: int
     signals: Mapping[str, str] = field(default_factory=dict)
     positions: Positions = "all"
+    decode_late: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         batch = self.task.batch(examples, self.pad_id, self.positions)
@@ -162,7 +166,8 @@ class Collator:
             ),
         }
         if cached:
-            joined["targets"] = Targets.cat([example.targets for example in cached])
+            late = self.decode_late and torch.utils.data.get_worker_info() is None
+            joined["targets"] = join_targets(cached, late)
             joined["hidden"] = _stack_hidden(cached, self.signals)
         return joined
 

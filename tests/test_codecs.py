@@ -4,11 +4,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CODECS, Codec, TargetsSpec
-from pipeline.cache.codecs import Entries, Layout, Lossless, Ranking, Steps
+from pipeline.cache.codecs import Columns, Decoded, Entries, Layout, Lossless, Ranking, Steps
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 
@@ -69,10 +70,23 @@ def number_ids(entries: Entries, layout: Layout) -> Layout:
     return replace(layout, ranking=Ranking.learn(ids, layout.num_classes))
 
 
+def decode(codec: Codec, columns: Columns, layout: Layout) -> Entries:
+    """What a codec reads, the same from arrays as from a device's tensors."""
+    arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    count = len(next(iter(arrays.values())))
+    out, other = (Decoded.empty(count, layout, where) for where in (None, torch.device("cpu")))
+    codec.decode(arrays, layout, layout.ranking.find, out)
+    codec.decode(tensors, layout, layout.ranking.find, other)
+    for name, array in vars(out).items():
+        np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
+    return Entries(**vars(out))
+
+
 def round_trip(codec: Codec, entries: Entries, layout: Layout) -> Entries:
     """Through the codec, with the shard's numbering; entries in the order of their ids."""
     codec, layout = codec.resolve(layout.top_k), number_ids(entries, layout)
-    found = codec.decode(codec.encode(entries, layout), layout)
+    found = decode(codec, codec.encode(entries, layout), layout)
     ids, logits = by_id(found.ids, found.logits)
     draw_ids, draw_logits = by_id(found.draw_ids, found.draw_logits)
     return replace(found, ids=ids, logits=logits, draw_ids=draw_ids, draw_logits=draw_logits)
@@ -292,7 +306,9 @@ def test_a_ranking_numbers_every_class_once_and_the_frequent_ones_first(num_clas
     classes = np.arange(num_classes)
     ranks = ranking.rank(classes)
     np.testing.assert_array_equal(np.sort(ranks), classes)
-    np.testing.assert_array_equal(ranking.find(ranks.astype(np.int32)), classes)
+    found = torch.empty(num_classes, dtype=torch.int32)
+    ranking.find(torch.from_numpy(ranks.astype(np.int32)), found)
+    np.testing.assert_array_equal(found, classes)
     counts = np.bincount(ids, minlength=num_classes)
     assert set(ranking.frequent) == set(np.flatnonzero(counts >= 2) if num_classes > 256 else [])
     assert (np.diff(counts[ranking.frequent]) <= 0).all()

@@ -1,6 +1,9 @@
 """The order of an epoch as mathematics, and the stream that follows it."""
 
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,15 @@ import torch
 from cache_examples import assert_same, make_draft, make_example, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.batches import Collator, StepSampler
+from pipeline.batches import Collator, Selection, StepSampler
 from pipeline.cache import CODECS, EpochOrder, TargetsSpec, TeacherCache, epoch_order
+from pipeline.cache.codecs import Decoded, Ranking
+from pipeline.cache.coded import JoinedTargets
 from pipeline.cache.order import BUFFER_BLOCKS
+from pipeline.targets import Targets
 from pipeline.tasks import CausalLM
 
 counts = st.integers(0, 3000)
@@ -211,7 +218,7 @@ def test_what_is_skipped_is_not_read(cache, tmp_path):
 
 
 def read_slice(cache, row):
-    """What the codec makes of one example's targets alone, read by Arrow."""
+    """What the codec makes of one example's targets alone, read by Arrow, without a numbering."""
     draft = cache.manifest
     shard, local = divmod(row, draft.shard_examples)
     file = pa.ipc.open_file(cache.path / f"shards/{shard:05d}/rows.arrow")
@@ -221,7 +228,10 @@ def read_slice(cache, row):
         field = targets.field(name)
         flat = field.flatten() if width > 1 else field
         columns[name] = flat.to_numpy().reshape(-1, width)
-    return draft.targets.codec.decode(columns, draft.layout)
+    out = Decoded.empty(len(targets), draft.layout)
+    ranking = Ranking(np.zeros(0, dtype=np.int32), draft.num_classes)
+    draft.targets.codec.decode(columns, draft.layout, ranking.find, out)
+    return out
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -237,7 +247,7 @@ def test_a_batch_decoded_at_once_is_its_examples_decoded_one_by_one(tmp_path, co
         parts = [getattr(part, name) for part in alone]
         assert torch.equal(getattr(joined, name), torch.cat(parts)), name
         for row, part in zip(order, parts, strict=True):
-            expected = torch.from_numpy(np.ascontiguousarray(getattr(read_slice(cache, row), name)))
+            expected = torch.from_numpy(getattr(read_slice(cache, row), name))
             assert torch.equal(part, expected), name
 
 
@@ -249,3 +259,68 @@ def test_joined_targets_are_a_copy(cache):
         collate([cache[row] for row in range(count)])["targets"].logits.zero_()
         for row in range(count):
             assert torch.equal(cache[row].targets.logits, before[row])
+
+
+def list_targets(targets):
+    return {name: tensor for name, tensor in vars(targets).items() if isinstance(tensor, Tensor)}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+def test_codes_decoded_late_are_those_decoded_at_once(tmp_path, codec, compression):
+    """Examples of several shards, each with its own numbering, as none of them alone."""
+    spec = TargetsSpec(
+        top_k=5, tail_draws=2, temperatures=(0.5, 1.0, 2.0), codec=codec, compression=compression
+    )
+    write_cache(tmp_path, make_draft(11, targets=spec, num_classes=300))
+    examples = list(TeacherCache.open(tmp_path).stream(1, 0))
+    collate = Collator(CausalLM(block_size=16), pad_id=0)
+    now = collate(examples)["targets"]
+    late = replace(collate, decode_late=True)(examples)["targets"]
+    alone = Targets.cat([example.targets for example in examples])
+    assert isinstance(now, Targets) and isinstance(late, JoinedTargets)
+    assert (len(late), late.num_classes) == (len(now), now.num_classes)
+    for other in (late.to("cpu"), pickle.loads(pickle.dumps(late)).to("cpu"), alone):
+        for name, tensor in list_targets(now).items():
+            found = getattr(other, name)
+            assert torch.equal(found, tensor) and found.dtype == tensor.dtype, name
+
+
+def test_codes_are_a_third_of_what_they_become(tmp_path):
+    spec = TargetsSpec(top_k=64)
+    write_cache(tmp_path, make_draft(8, targets=spec, num_classes=5_000))
+    examples = list(TeacherCache.open(tmp_path).stream(1, 0))
+    late = Collator(CausalLM(block_size=16), 0, decode_late=True)(examples)["targets"]
+    decoded = sum(tensor.nbytes for tensor in list_targets(late.to("cpu")).values())
+    assert decoded / 4 < late.nbytes < decoded / 2
+
+
+def test_a_worker_decodes_whoever_asks_for_codes(cache):
+    late = Collator(CausalLM(block_size=16), 0, decode_late=True)
+    loader = DataLoader(
+        Selection(cache), batch_sampler=StepSampler(30, 7, 0), num_workers=1, collate_fn=late
+    )
+    rows = [row for step in StepSampler(30, 7, 0) for row in step]
+    found = Targets.cat([batch["targets"] for batch in loader])
+    assert torch.equal(found.ids, Targets.cat([cache[row].targets for row in rows]).ids)
+
+
+def test_memory_is_used_again_only_when_nobody_refers_to_it(tmp_path):
+    """Targets that are kept hold what they held while others are decoded, in threads as well."""
+    spec = TargetsSpec(top_k=1_000, codec="lossless")
+    write_cache(tmp_path, make_draft(40, targets=spec, num_classes=2_000))
+    collate = Collator(CausalLM(block_size=16), pad_id=0)
+
+    def read(seed):
+        opened = TeacherCache.open(tmp_path)
+        examples = list(opened.stream(seed, 0))
+        kept = [collate(examples[at : at + 20])["targets"] for at in (0, 20)]
+        held = [kept[0].ids[:3], kept[1].logits[3:]]
+        copies = [tensor.clone() for tensor in held]
+        del kept
+        for at in range(0, 40, 10):
+            collate(examples[at : at + 10])
+        return all(map(torch.equal, held, copies))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(read, range(12)))

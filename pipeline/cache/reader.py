@@ -10,7 +10,7 @@ fork, and is pickled as its path, so that it can be handed to DataLoader workers
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -120,8 +120,8 @@ class TeacherCache:
         return self.manifest.num_examples
 
     def __getitem__(self, row: int) -> CachedExample:
-        """Read one example; negative rows count from the end. A hidden signal is read when it is
-        first asked for.
+        """Read one example; negative rows count from the end. Its targets are decoded, and a
+        hidden signal is read, when they are first asked for.
 
         Raises:
             IndexError: outside the cache.
@@ -132,17 +132,15 @@ class TeacherCache:
             raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
         index, local = divmod(at, self.manifest.shard_examples)
         batch, inside, key = self._batch(index, local)
-        # Found now: by the time that a signal is asked for the batch may be forgotten.
-        read = partial(self._read_hidden, index, local, batch.features(inside))
-        hidden = LazySignals(self.manifest.signals, read)
-        try:
-            with self._opened.lock:
-                batch.decode()
-                example = batch.example(inside, hidden)
-                if batch.is_spent():  # memory that is used again at once stays in the CPU's cache
-                    self._opened.batches.drop(key)
-        except (ValueError, IndexError) as error:
-            raise self._damage(index, at, str(error)) from error
+        hidden: Mapping[str, torch.Tensor] = {}
+        if self.manifest.signals:
+            # Found now: by the time that a signal is asked for the batch may be forgotten.
+            read = partial(self._read_hidden, index, local, batch.features(inside))
+            hidden = LazySignals(self.manifest.signals, read)
+        with self._opened.lock:
+            example = batch.example(inside, hidden)
+            if batch.is_spent():  # memory that is used again at once stays in the CPU's cache
+                self._opened.batches.drop(key)
         if batch.is_shifted(inside):
             found = find_shift(example)
             raise self._damage(index, at, f"example {example.example_id!r} has {found}")
@@ -244,9 +242,12 @@ class TeacherCache:
         return None
 
     def _shard(self, index: int) -> Shard:
-        folder, digest = shard_folder(self.path, index), self._digests[index].tobytes().hex()
+        def open_shard() -> Shard:
+            digest = self._digests[index].tobytes().hex()
+            return Shard(shard_folder(self.path, index), self.manifest, digest)
+
         with self._opened.lock:
-            return self._opened.shards.get(index, lambda: Shard(folder, self.manifest, digest))
+            return self._opened.shards.get(index, open_shard)
 
     def _batch(self, index: int, local: int) -> tuple[Batch, int, Hashable]:
         """The record batch of a shard's row, the row inside it, and the key it is kept under."""

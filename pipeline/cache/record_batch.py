@@ -1,13 +1,10 @@
-"""A record batch of rows.arrow as tensors: decoded once, as a whole, and given out in views.
+"""A record batch of rows.arrow, decompressed as a whole and given out in views, still in codes.
 
-    RecordBatch -- Batch.decode --> tensors of all its targets -- example(i) --> CachedExample
-
-What a codec costs per call is shared by some tens of examples, and joining neighbours of a batch
-again is one copy.
+RecordBatch -> Batch: columns of all its targets -- example(i) --> StoredExample, coded
+    Collator: those of a training batch joined, then decoded    .targets: decoded alone
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,53 +12,104 @@ import numpy as np
 import torch
 
 from pipeline.cache.codecs import Ranking
+from pipeline.cache.coded import LABEL, CodedTargets, JoinedTargets, Rows
 from pipeline.cache.manifest import Draft
 from pipeline.cache.rows import FEATURES, TARGETS, TOKENS
 from pipeline.examples import CachedExample, Column
 from pipeline.targets import UNLABELLED, Targets
 
-_ENTRY_BYTES = 8  # of an entry once decoded: int32 id, float32 logit
-_TOKEN_BYTES = 24  # about, of a token and of what a target has once
+
+class StoredExample(CachedExample):
+    """An example of a cache: its id, columns and targets are read when they are first asked for.
+
+    Attributes:
+        coded: its targets as the file has them, views of a record batch.
+    """
+
+    coded: CodedTargets
+    _batch: "Batch"
+    _row: int
+
+    @cached_property
+    def example_id(self) -> str:
+        """See `Example`."""
+        return self._batch.example_id(self._row)
+
+    @cached_property
+    def columns(self) -> Mapping[str, Column]:
+        """See `Example`."""
+        return self._batch.columns(self._row)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """See `CachedExample`."""
+        return self.coded.to("cpu")
+
+
+def join_targets(examples: Sequence[CachedExample], late: bool = False) -> Targets | JoinedTargets:
+    """The targets of examples of one cache end to end, in memory of their own.
+
+    Args:
+        late: leave them in codes where all examples are stored ones.
+    """
+    coded = [example.coded for example in examples if isinstance(example, StoredExample)]
+    if len(coded) < len(examples):
+        return Targets.cat([example.targets for example in examples])
+    joined = CodedTargets.cat(coded)
+    return joined.join() if late else joined.to("cpu")
 
 
 class Batch:
     """A record batch; every example is a view of it and is not to be written to.
 
     Attributes:
-        nbytes: what it occupies once it is decoded, about.
+        nbytes: what it occupies.
         visits: how often examples of it were given out.
     """
 
     def __init__(
         self, batch: Any, draft: Draft, kinds: Mapping[str, tuple[str, int]], ranking: Ranking
     ) -> None:
-        """Decode nothing yet.
+        """Find the columns.
 
         Args:
             kinds: `target_columns(draft)`, which costs more than it should for every batch.
             ranking: the shard's.
+
+        Raises:
+            ValueError: columns that do not fit one another.
         """
         self._draft = draft
-        self._kinds = kinds
-        self._layout = replace(draft.layout, ranking=ranking)
-        self._rows = batch.num_rows
+        self._ranking = ranking
+        self._like = draft.targets.codec, draft.layout
+        self._batch = batch
+        self._rows = int(batch.num_rows)
         self.visits = 0
-        self._scalar_columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        self._encoded: dict[str, Any] | None = {
-            name: self._scalar_columns.pop(name) for name in (*TOKENS, TARGETS)
-        }
-        layout, targets = self._layout, len(self._encoded[TARGETS].values)
-        entries = targets * (layout.top_k + layout.tail_draws)
-        tokens = len(self._encoded["input_ids"].values)
-        self.nbytes: int = entries * _ENTRY_BYTES + (targets + tokens) * _TOKEN_BYTES
+        lists = [_split_list(batch.column(name)) for name in (*TOKENS, TARGETS)]
+        self._ends = [ends for ends, _ in lists]
+        # Copies, because nobody may write to Arrow's memory, which torch has no way of knowing.
+        self._tokens, self._segments = (
+            np.frombuffer(buffers[1], np.int32, ends[-1]).copy() for ends, buffers in lists[:2]
+        )
+        self._fields = _split_struct(lists[2][1], lists[2][0][-1], kinds)
+        self._positions = self._fields.pop("position")[:, 0].copy()
+        self._labels = self._fields[LABEL][:, 0].copy()
+        self._shifted = self._find_shifted() if draft.shifted else frozenset()
+        sizes = (field.nbytes for field in self._fields.values())
+        self.nbytes = sum(sizes) + 2 * self._tokens.nbytes + 2 * self._labels.nbytes
 
     @cached_property
     def _scalars(self) -> dict[str, list[Any]]:
-        return {name: column.to_pylist() for name, column in self._scalar_columns.items()}
+        names = (name for name in self._batch.schema.names if name not in (*TOKENS, TARGETS))
+        return {name: self._batch.column(name).to_pylist() for name in names}
 
     def example_id(self, row: int) -> str:
         """The id of an example."""
         return str(self._scalars["example_id"][row])
+
+    def columns(self, row: int) -> dict[str, Column]:
+        """What is carried with an example."""
+        return {name: self._scalars[name][row] for name in self._draft.columns}
 
     def features(self, row: int) -> slice:
         """Rows of the shard's feature signals that belong to an example, none without signals."""
@@ -70,106 +118,62 @@ class Batch:
         start, count = (self._scalars[name][row] for name in FEATURES)
         return slice(start, start + count)
 
-    def decode(self) -> None:
-        """Make the tensors, once; to be called by one thread at a time, before `example`.
-
-        Raises:
-            ValueError: columns that do not fit one another.
-        """
-        if self._encoded is None:
-            return
-        lists = {name: _split_list(column) for name, column in self._encoded.items()}
-        self._ends = {name: offsets.tolist() for name, (offsets, _) in lists.items()}
-        self._tokens = {name: lists[name][1].to_numpy().copy() for name in TOKENS}
-        fields = _split_struct(lists[TARGETS][1], self._kinds)
-        self._positions = fields["position"][:, 0].copy()
-        self._labels = fields["label_id"][:, 0].copy()
-        self._targets = self._decode_targets(fields)
-        counts = np.diff(lists[TARGETS][0])
-        if self._draft.shifted:
-            self._shifted = self._find_shifted(lists["input_ids"][0], counts)
-        else:
-            self._shifted = np.zeros(len(counts), dtype=bool)
-        self._encoded = None  # frees as much memory as the tensors take
-
     def is_spent(self) -> bool:
         """Whether as many examples were given out as it has: an epoch needs it no more."""
-        return self.visits >= int(self._rows)
+        return self.visits >= self._rows
 
     def is_shifted(self, row: int) -> bool:
         """Whether some label of an example is not the token after its position."""
-        return bool(self._shifted[row])
+        return row in self._shifted
 
     def example(self, row: int, hidden: Mapping[str, torch.Tensor]) -> CachedExample:
         """One example with its hidden states."""
         self.visits += 1
-        tokens, segments, targets = (
-            slice(self._ends[name][row], self._ends[name][row + 1]) for name in (*TOKENS, TARGETS)
-        )
-        columns: dict[str, Column] = {
-            name: self._scalars[name][row] for name in self._draft.columns
-        }
-        return CachedExample(
-            example_id=self.example_id(row),
-            input_ids=self._tokens["input_ids"][tokens],
-            segment_lengths=self._tokens["segment_lengths"][segments],
+        tokens, segments, targets = (slice(ends[row], ends[row + 1]) for ends in self._ends)
+        rows = Rows(self._fields, targets.start, targets.stop, self._ranking)
+        example = StoredExample.__new__(StoredExample)
+        vars(example).update(
+            input_ids=self._tokens[tokens],
+            segment_lengths=self._segments[segments],
             target_positions=self._positions[targets],
             label_ids=self._labels[targets],
-            columns=columns,
-            targets=self._targets if self._rows == 1 else _select(self._targets, targets),
+            coded=CodedTargets((rows,), *self._like),
             hidden=hidden,
+            _batch=self,
+            _row=row,
         )
+        return example
 
-    def _decode_targets(self, fields: dict[str, np.ndarray]) -> Targets:
-        draft = self._draft
-        entries = draft.targets.codec.decode(fields, self._layout)
-        return Targets(
-            ids=torch.from_numpy(entries.ids),
-            logits=torch.from_numpy(entries.logits),
-            draw_ids=torch.from_numpy(entries.draw_ids),
-            draw_logits=torch.from_numpy(entries.draw_logits),
-            logsumexp=torch.from_numpy(entries.logsumexp),
-            label_ids=torch.from_numpy(self._labels.astype(np.int64)),
-            label_log_probs=torch.from_numpy(entries.label_log_probs),
-            temperatures=draft.targets.temperatures,
-            num_classes=draft.num_classes,
-        )
-
-    def _find_shifted(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """[examples] bool: any label that is not the token after its position."""
+    def _find_shifted(self) -> frozenset[int]:
+        """Examples with any label that is not the token after its position."""
+        starts, ends = np.array(self._ends[0]), np.array(self._ends[2])
+        counts = ends[1:] - ends[:-1]
         after = self._positions + np.repeat(starts[:-1] + 1, counts)
-        inside = after < np.repeat(starts[1:], counts)
-        tokens = self._tokens["input_ids"].take(after, mode="clip")
-        wrong = (self._labels != UNLABELLED) & ~(inside & (tokens == self._labels))
-        owners = np.repeat(np.arange(len(counts)), counts)
-        shifted: np.ndarray = np.bincount(owners[wrong], minlength=len(counts)) > 0
-        return shifted
+        wrong = self._tokens.take(after, mode="clip") != self._labels
+        wrong |= after >= np.repeat(starts[1:], counts)
+        wrong &= self._labels != UNLABELLED
+        if not wrong.any():
+            return frozenset()
+        return frozenset(np.repeat(np.arange(self._rows), counts)[wrong].tolist())
 
 
-def _select(whole: Targets, rows: slice) -> Targets:
-    # Twice as fast as Targets.select, and this is what short examples spend their time on.
-    return Targets(
-        whole.ids[rows],
-        whole.logits[rows],
-        whole.draw_ids[rows],
-        whole.draw_logits[rows],
-        whole.logsumexp[rows],
-        whole.label_ids[rows],
-        whole.label_log_probs[rows],
-        whole.temperatures,
-        whole.num_classes,
-    )
+def _split_list(column: Any) -> tuple[list[int], list[Any]]:
+    """Offsets of a list column, and the buffers of what it lists; it begins where they do."""
+    _, offsets, *buffers = column.buffers()
+    return np.frombuffer(offsets, np.int64, len(column) + 1).tolist(), buffers
 
 
-def _split_list(column: Any) -> tuple[np.ndarray, Any]:
-    return column.offsets.to_numpy(), column.values
+def _split_struct(
+    buffers: Sequence[Any], count: int, kinds: Mapping[str, tuple[str, int]]
+) -> dict[str, np.ndarray]:
+    """Fields of N structs, [N, W] each, in Arrow's own memory.
 
-
-def _split_struct(targets: Any, kinds: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
-    """Fields of N structs, [N, W] each."""
+    No nulls and no offsets: each list of fixed size and each number has an empty buffer before its
+    values, as has the struct itself.
+    """
     fields: dict[str, np.ndarray] = {}
-    for index, (name, (_, width)) in enumerate(kinds.items()):
-        values = targets.field(index)
-        flat = values.values if width > 1 else values
-        fields[name] = flat.to_numpy().reshape(-1, width)
+    at = 0
+    for name, (dtype, width) in kinds.items():
+        at += 3 if width > 1 else 2
+        fields[name] = np.frombuffer(buffers[at], dtype, count * width).reshape(count, width)
     return fields

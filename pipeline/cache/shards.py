@@ -29,7 +29,7 @@ HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
 
 # What the readers raise for bytes that make no sense: a wild length asks for petabytes of memory.
-_BROKEN = (OSError, ValueError, KeyError, MemoryError, pa.ArrowException)
+_BROKEN = (OSError, ValueError, LookupError, MemoryError, pa.ArrowException)
 
 
 def shard_folder(path: Path, index: int) -> Path:

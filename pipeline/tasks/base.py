@@ -111,19 +111,22 @@ class Task(StrictModel, ABC):
             pad_id: the token that fills short rows.
             positions: whose hidden states are kept.
         """
-        width = max(len(example.input_ids) for example in examples)
-        input_ids = torch.full((len(examples), width), pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros((len(examples), width), dtype=torch.int64)
-        for row, example in enumerate(examples):
-            length = len(example.input_ids)
-            input_ids[row, :length] = torch.from_numpy(example.input_ids.astype(np.int64))
-            attention_mask[row, :length] = 1
+        lengths = np.array([len(example.input_ids) for example in examples])
+        real = np.arange(lengths.max()) < lengths[:, None]
+        filled = np.full(real.shape, pad_id, dtype=np.int64)
+        for row, example in zip(filled, examples, strict=True):
+            row[: len(example.input_ids)] = example.input_ids
+        input_ids, attention_mask = torch.from_numpy(filled), torch.from_numpy(real).long()
+        width = input_ids.shape[1]
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         target_index = _flat_index([e.target_positions for e in examples], width)
         if self.head == "sequence":
             target_index = torch.arange(len(examples))
-        features = [pick_positions(self._features(e), e, positions) for e in examples]
-        return Batch(inputs, target_index, _flat_index(features, width), examples)
+        feature_index = target_index
+        if self.features != "targets" or positions != "all":
+            features = [pick_positions(self._features(e), e, positions) for e in examples]
+            feature_index = _flat_index(features, width)
+        return Batch(inputs, target_index, feature_index, examples)
 
     def _features(self, example: Example) -> np.ndarray:
         if self.features == "targets":
@@ -132,5 +135,6 @@ class Task(StrictModel, ABC):
 
 
 def _flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:
-    flat = [row * width + np.asarray(p, dtype=np.int64) for row, p in enumerate(positions)]
-    return torch.from_numpy(np.concatenate(flat))
+    flat = np.concatenate([np.asarray(p, dtype=np.int64) for p in positions])
+    flat += np.repeat(np.arange(len(positions)) * width, [len(p) for p in positions])
+    return torch.from_numpy(flat)

@@ -84,11 +84,9 @@ class CausalLM(Task):
         """
         batch = super().batch(examples, pad_id, positions)
         position_ids = torch.arange(batch.inputs["input_ids"].shape[1]).repeat(len(examples), 1)
-        for row, example in enumerate(examples):
-            start = 0
-            for length in example.segment_lengths:
-                position_ids[row, start:] -= position_ids[row, start].clone()
-                start += int(length)
+        for row, example in zip(position_ids.numpy(), examples, strict=True):
+            for start in np.cumsum(example.segment_lengths)[:-1].tolist():
+                row[start:] -= row[start]
         inputs = {"input_ids": batch.inputs["input_ids"], "position_ids": position_ids}
         return Batch(inputs, batch.target_index, batch.feature_index, examples)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ _KINDS = {
     "k = 64": TargetsSpec(top_k=64, temperatures=(1.0, 2.0)),
     "8 + 4": TargetsSpec(top_k=8, tail_draws=4, temperatures=(1.0, 2.0)),
 }
+_COMPRESSIONS = ("zstd", "lz4", "none")
 _GOALS = {"k = 64": "5 M", "8 + 4": "12 M"}
 _LARGE_ROWS, _LARGE_SHARDS = 10**9, 10**5
 _STEPS = 10**6  # taken before a run continues
@@ -55,10 +57,7 @@ def measure_stream(setting: Setting) -> tuple[list[Row], list[Scale]]:
     try:
         rows = []
         for name, targets in _KINDS.items():
-            cache = write_made_up(
-                setting.folder / f"made up {name}", make_draft(_EXAMPLES, targets)
-            )
-            rows += _measure_targets(setting, name, cache)
+            rows += _measure_targets(setting, name, targets)
         rows += [_measure_hidden(setting), *_measure_mixing(), *_measure_bookkeeping(setting)]
         scale = [_measure_scale(setting, tokens) for tokens in setting.config.scale_tokens]
     finally:
@@ -88,38 +87,61 @@ def show_scale(scale: Sequence[Scale], console: Console) -> None:
     console.print(table)
 
 
-def _measure_targets(setting: Setting, name: str, cache: TeacherCache) -> list[Row]:
-    file = write_parquet(cache, cache.path.with_suffix(".parquet"))
+def _measure_targets(setting: Setting, name: str, targets: TargetsSpec) -> list[Row]:
+    caches = {}
+    for compression in _COMPRESSIONS:
+        spec = targets.model_copy(update={"compression": compression})
+        other = "" if spec == targets else f" {compression}"
+        path = setting.folder / f"made up {name}{other}"
+        caches[compression] = write_made_up(path, make_draft(_EXAMPLES, spec))
+    first = caches[_COMPRESSIONS[0]]
+    file = write_parquet(first, first.path.with_suffix(".parquet"))
     table = open_parquet(file, setting.folder / "datasets").with_format("arrow")
-    order = epoch_order(len(cache), STREAM_BLOCK, 0, 0)
-    picks = np.random.default_rng(0).permutation(len(cache))[:32]
+    order = epoch_order(_EXAMPLES, STREAM_BLOCK, 0, 0)
+    picks = np.random.default_rng(0).permutation(_EXAMPLES)[:32].tolist()
 
     def read_whole() -> float:
         batches = (order[at : at + _BATCH].tolist() for at in range(0, len(order), _BATCH))
         return _time(join_table(table[rows]) for rows in batches)
 
-    def pick() -> float:
+    def read(cache: TeacherCache, late: bool) -> float:
+        return _time(_batches(_open(cache), late))
+
+    def pick(cache: TeacherCache) -> float:
         opened = _open(cache)
-        opened[0]
-        return _time(opened[int(row)] for row in picks)
+        opened[0].targets  # noqa: B018  (opens the shard)
+        return _time(opened[row].targets for row in picks)
 
     sides: dict[str, Callable[[], float]] = {
-        "ours": lambda: _time(_batches(_open(cache))),
-        "theirs": read_whole,
-        "pick": pick,
-        "their pick": lambda: _time(join_table(table[[int(row)]]) for row in picks),
+        "whole": read_whole,
+        "pick": lambda: _time(join_table(table[[row]]) for row in picks),
     }
+    for compression, cache in caches.items():
+        sides[f"whole {compression}"] = partial(read, cache, False)
+        sides[f"codes {compression}"] = partial(read, cache, True)
+        sides[f"pick {compression}"] = partial(pick, cache)
     found = interleave(sides, setting.config.reads)
-    tokens, against = len(cache) * SEQUENCE, "the same content as lists in Parquet, whole batches"
+    return [row for kind, one in caches.items() for row in _list_rows(name, kind, one, found)]
+
+
+def _list_rows(
+    name: str, compression: str, cache: TeacherCache, found: dict[str, list[float]]
+) -> list[Row]:
+    total, goal = cache.manifest.totals, _GOALS[name]
+    what = f"{name}, {compression} at {total.bytes / total.tokens:.0f} B/token:"
+    against = "the same content as lists in Parquet, whole batches"
     against += " by `datasets` in arrow format: its fastest way; no padding"
-    what = f"{name}: decode and collate, shuffled, one thread"
-    single = f"{name}: one sequence of 1,024 at random"
+    tokens = _EXAMPLES * SEQUENCE
+    whole, codes, pick = (found[f"{side} {compression}"] for side in ("whole", "codes", "pick"))
+    shown = time_row(f"{what} one of 1,024 at random", "µs", 1e6 / 32, pick, against, found["pick"])
     return [
-        rate_row(what, tokens, found["ours"], against, found["theirs"], goal=_GOALS[name]),
-        replace(
-            time_row(single, "µs", 1e6 / len(picks), found["pick"], against, found["their pick"]),
-            goal="300 µs",
+        rate_row(
+            f"{what} decode and collate, one thread", tokens, whole, against, found["whole"], goal
         ),
+        rate_row(
+            f"{what} collate in codes, left to a device", tokens, codes, "decoded as well", whole
+        ),
+        replace(shown, goal="300 µs"),
     ]
 
 
@@ -232,8 +254,8 @@ def _open(cache: TeacherCache) -> TeacherCache:
     return TeacherCache.open(cache.path)
 
 
-def _batches(cache: TeacherCache) -> Iterable[Any]:
-    collate = Collator(CausalLM(block_size=SEQUENCE), 0)
+def _batches(cache: TeacherCache, late: bool = False) -> Iterable[Any]:
+    collate = Collator(CausalLM(block_size=SEQUENCE), 0, decode_late=late)
     examples = cache.stream(seed=0, epoch=0)
     while batch := list(islice(examples, _BATCH)):
         yield collate(batch)

@@ -6,7 +6,7 @@ Codec   base      steps      levels of the fourth root of p: small, with a bound
             ranking   ids numbered by how often a shard keeps them
 """
 
-from pipeline.cache.codecs.base import MAX_CLASSES, Codec, Columns, Entries, Layout
+from pipeline.cache.codecs.base import MAX_CLASSES, Codec, Columns, Decoded, Entries, Find, Layout
 from pipeline.cache.codecs.lossless import Lossless
 from pipeline.cache.codecs.ranking import Ranking
 from pipeline.cache.codecs.steps import Steps
@@ -16,7 +16,9 @@ __all__ = [
     "MAX_CLASSES",
     "Codec",
     "Columns",
+    "Decoded",
     "Entries",
+    "Find",
     "Layout",
     "Lossless",
     "Ranking",

@@ -1,23 +1,28 @@
 """What a codec is: entries of N targets in, flat columns out, and back.
 
     Entries -- codec.encode --> [N, width] columns -- zstd by Arrow --> rows.arrow
+    columns -- codec.decode, on any device --> Decoded
 
-A codec is its own configuration, lies in the manifest, and works on all the targets of a record
-batch at once.
+A codec is its own configuration, lies in the manifest, and works on many targets at once: it writes
+all those of a record batch, and reads all those of a training batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import torch
 
 from pipeline.cache.codecs.ranking import Ranking
+from pipeline.cache.codecs.workspace import take_arrays
 from pipeline.config import StrictModel
 
 MAX_CLASSES = 2**20
 Columns = dict[str, np.ndarray]
+Array = Any  # of numpy, on the CPU, or a tensor of a device
+Find = Callable[[Array, Array], None]  # ranks to ids, both int32: `Ranking.find`
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Entries:
     """All that is kept of N distributions.
 
     Attributes:
-        ids: [N, K] int64, int32 once decoded, distinct within a row, in any order.
+        ids: [N, K] int64, distinct within a row, in any order.
         logits: [N, K] float32, finite.
         draw_ids: [N, R] like ids, in any order, may repeat.
         draw_logits: [N, R] float32, finite.
@@ -39,6 +44,34 @@ class Entries:
     draw_logits: np.ndarray
     logsumexp: np.ndarray
     label_log_probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`Entries` as they are read, contiguous; ids are int32."""
+
+    ids: Array
+    logits: Array
+    draw_ids: Array
+    draw_logits: Array
+    logsumexp: Array
+    label_log_probs: Array
+
+    @classmethod
+    def empty(cls, count: int, layout: "Layout", device: torch.device | None = None) -> "Decoded":
+        """For N targets, to be filled: arrays, or tensors of a device."""
+        kept, drawn = (count, layout.top_k), (count, layout.tail_draws)
+        shapes = [kept, kept, drawn, drawn, (count, len(layout.temperatures)), (count,)]
+        kinds = ["int32", "float32", "int32", "float32", "float32", "float32"]
+        if device is None:
+            return cls(*take_arrays(shapes, kinds))
+        types = [getattr(torch, kind) for kind in kinds]
+        pairs = zip(shapes, types, strict=True)
+        return cls(*(torch.empty(shape, dtype=kind, device=device) for shape, kind in pairs))
+
+    def select(self, rows: slice) -> "Decoded":
+        """Views of some targets."""
+        return Decoded(**{name: array[rows] for name, array in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -70,5 +103,13 @@ class Codec(StrictModel, ABC):
         """Return one [N, values per target] array for each of `columns(layout)`."""
 
     @abstractmethod
-    def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
-        """Return fresh arrays, ids ascending by rank within each row."""
+    def decode(
+        self, columns: Mapping[str, Array], layout: Layout, find: Find, out: Decoded
+    ) -> None:
+        """Fill `out`, ids ascending by rank within each row.
+
+        Args:
+            columns: contiguous, [N, values per target] each: arrays, or tensors of a device, as
+                `out` is.
+            find: the numbering, in place of the layout's.
+        """

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 
-from pipeline.cache.codecs.base import Codec, Columns, Entries, Layout
+from pipeline.cache.codecs.base import Array, Codec, Columns, Decoded, Entries, Find, Layout
 from pipeline.cache.codecs.planes import (
     count_planes,
     join_ids,
@@ -60,17 +61,15 @@ class Lossless(Codec):
                 columns |= split_planes(bits, f"{prefix}logit", _FLOAT_BYTES)
         return columns
 
-    def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
+    def decode(
+        self, columns: Mapping[str, Array], layout: Layout, find: Find, out: Decoded
+    ) -> None:
         """Put the bytes together again."""
-        rows = len(columns["label_log_prob"])
-        parts: list[np.ndarray] = []
-        for prefix, width in (("", layout.top_k), ("draw_", layout.tail_draws)):
-            if width:
-                parts.append(join_ids(columns, layout, f"{prefix}gap"))
-                bits = join_planes(columns, f"{prefix}logit", _FLOAT_BYTES)
-                parts.append(bits.view(np.float32))
-            else:
-                parts.append(np.zeros((rows, 0), dtype=np.int32))
-                parts.append(np.zeros((rows, 0), dtype=np.float32))
-        parts += columns["logsumexp"].copy(), columns["label_log_prob"][:, 0].copy()
-        return Entries(*parts)
+        parts = (("", out.ids, out.logits), ("draw_", out.draw_ids, out.draw_logits))
+        for prefix, ids, logits in parts:
+            if ids.shape[1]:
+                join_ids(columns, layout, f"{prefix}gap", find, ids)
+                whole = np.int32 if isinstance(logits, np.ndarray) else torch.int32
+                join_planes(columns, f"{prefix}logit", _FLOAT_BYTES, logits.view(whole))
+        out.logsumexp[...] = columns["logsumexp"]
+        out.label_log_probs[...] = columns["label_log_prob"][:, 0]

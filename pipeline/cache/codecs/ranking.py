@@ -6,10 +6,14 @@ rank r: the r-th frequent id, after them all other ids as they come
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 _SEEN = 2  # times an id was kept; one that was kept once says nothing about the next batch
+LARGE = 2**14  # numbers from which on torch's loops save more than its calls cost over numpy's
 _WORTH = 2**8  # classes; below, a gap is one byte and hardly gets smaller
 
 
@@ -55,9 +59,26 @@ class Ranking:
         """The number of each id, int64."""
         return self._ranks.take(ids) if len(self.frequent) else ids
 
-    def find(self, ranks: np.ndarray) -> np.ndarray:
-        """The id of each number, int32; a number of no class becomes the last."""
-        return self._ids.take(ranks, mode="clip") if len(self.frequent) else ranks
+    def find(self, ranks: Any, out: Any) -> None:
+        """The id of each number, both int32: arrays or tensors of a device.
+
+        Ranks may be overwritten; those of no class are taken for the last.
+        """
+        last = self.num_classes - 1
+        if not len(self.frequent):
+            out[...] = ranks.clip(0, last)
+        elif isinstance(ranks, np.ndarray) and ranks.size < LARGE:
+            self._ids.take(ranks, mode="clip", out=out)
+        else:
+            numbers, found = torch.as_tensor(ranks).clamp_(0, last), torch.as_tensor(out)
+            if numbers.device not in self._tables:
+                self._tables[numbers.device] = torch.from_numpy(self._ids).to(numbers.device)
+            table = self._tables[numbers.device]
+            torch.index_select(table, 0, numbers.view(-1), out=found.view(-1))
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
 
     @cached_property
     def _ids(self) -> np.ndarray:

@@ -14,19 +14,25 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from pipeline.cache.codecs.base import Codec, Columns, Entries, Layout
+from pipeline.cache.codecs.base import Array, Codec, Columns, Decoded, Entries, Find, Layout
 from pipeline.cache.codecs.planes import (
+    add_rows,
     count_planes,
     join_ids,
     join_planes,
+    make_like,
     name_planes,
     sort_ids,
     split_planes,
     split_ranks,
 )
+from pipeline.cache.codecs.ranking import LARGE
 
+_PACKED = torch.contiguous_format
 _BELOW = 48  # levels under the first of the fourth root, so many nats apart:
 _BELOW_STEP = 2.0
 _DRAW_STEP = 1 / 4  # nats; draws weigh alike, so their steps are even
@@ -93,29 +99,49 @@ class Steps(Codec):
         columns["head"] = head.view(np.uint8).reshape(len(head), -1)
         return columns
 
-    def decode(self, columns: Mapping[str, np.ndarray], layout: Layout) -> Entries:
+    def decode(
+        self, columns: Mapping[str, Array], layout: Layout, find: Find, out: Decoded
+    ) -> None:
         """Add up the differences, look up the levels."""
-        head = np.ascontiguousarray(columns["head"]).view(self._head(layout))[:, 0]
-        ids = draw_ids = np.zeros((len(head), 0), dtype=np.int32)
-        logits = draw_logits = np.zeros((len(head), 0), dtype=np.float32)
+        head = _unpack(columns["head"], self._head(layout))
         if layout.top_k:
-            ids = join_ids(columns, layout, "gap")
-            one_byte = self._planes(layout) == 1
-            above = columns["level_0"] if one_byte else join_planes(columns, "level", 2)
-            logits = self._log_probs.take(above + head["floor"][:, None], mode="clip")
+            join_ids(columns, layout, "gap", find, out.ids)
+            self._read_logits(columns, layout, head["floor"], out.logits)
         if layout.tail_draws:
-            draw_ids = join_ids(columns, layout, "draw_gap")
-            draw_logits = columns["draw_level"].astype(np.float32)
-            draw_logits *= -_DRAW_STEP
-        normalisers = [_read_normaliser(head, layout, t) for t in layout.temperatures]
-        return Entries(
-            ids=ids,
-            logits=logits,
-            draw_ids=draw_ids,
-            draw_logits=draw_logits,
-            logsumexp=np.stack(normalisers, axis=1),
-            label_log_probs=head["label"].astype(np.float32) * np.float32(-_LABEL_STEP),
-        )
+            join_ids(columns, layout, "draw_gap", find, out.draw_ids)
+            _scale(columns["draw_level"], -_DRAW_STEP, out.draw_logits)
+        for index, temperature in enumerate(layout.temperatures):
+            if f"logsumexp_{index}" in head:
+                read = head[f"logsumexp_{index}"]
+                _scale(read, _step_at(temperature), out.logsumexp[:, index])
+            else:
+                out.logsumexp[:, index] = 0
+        _scale(head["label"], -_LABEL_STEP, out.label_log_probs)
+
+    def _read_logits(
+        self, columns: Mapping[str, Array], layout: Layout, floor: Array, out: Array
+    ) -> None:
+        levels, one_byte = self.levels or 0, self._planes(layout) == 1
+        if one_byte and isinstance(out, np.ndarray):
+            codes = add_rows(columns["level_0"], floor)
+            if codes.size >= LARGE and codes.size % 2 == 0:
+                # Two at a time, as one number of 16 bits: a gather costs by the piece.
+                both = make_like(out, "codes", (codes.size // 2,), "int32")
+                both[...] = codes.reshape(-1).view("<u2")
+                pairs = torch.from_numpy(out.reshape(-1).view(np.int64))
+                torch.index_select(_pair_log_probs(levels), 0, torch.from_numpy(both), out=pairs)
+            else:
+                self._log_probs.take(codes, mode="clip", out=out)
+            return
+        codes = make_like(out, "codes", out.shape, "int32")
+        join_planes(columns, "level", self._planes(layout), codes)
+        codes += floor[:, None]
+        if isinstance(out, np.ndarray):
+            self._log_probs.take(codes, mode="clip", out=out)
+        else:
+            table = _place_log_probs(levels, out.device)
+            codes.clamp_(max=len(table) - 1)
+            torch.index_select(table, 0, codes.view(-1), out=out.view(-1))
 
     @property
     def _log_probs(self) -> np.ndarray:
@@ -181,6 +207,25 @@ def _describe_head(layout: Layout, floor: str) -> np.dtype[np.void]:
     return np.dtype([*fields, ("label", "<u2")])
 
 
+def _unpack(packed: Array, kind: np.dtype[np.void]) -> dict[str, Array]:
+    """Fields of [N, bytes] uint8 records, [N] each."""
+    if isinstance(packed, np.ndarray):
+        record = packed.view(kind)[:, 0]
+        return {name: record[name] for name in kind.names or ()}
+    fields: dict[str, Array] = {}
+    for name, (dtype, start, *_) in (kind.fields or {}).items():
+        part = packed[:, start : start + dtype.itemsize].clone(memory_format=_PACKED)
+        signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        whole = part.view(signed)[:, 0]
+        fields[name] = whole.to(torch.int32) & 0xFFFF if dtype == np.uint16 else whole
+    return fields
+
+
+def _scale(values: Array, step: float, out: Array) -> None:
+    out[...] = values
+    out *= step
+
+
 def _read_normaliser(head: np.ndarray, layout: Layout, temperature: float) -> np.ndarray:
     name = f"logsumexp_{layout.temperatures.index(temperature)}"
     if name not in (head.dtype.names or ()):
@@ -194,6 +239,20 @@ def _list_log_probs(levels: int) -> np.ndarray:
     roots = 4 * np.log(np.arange(1, levels + 1) / levels)
     below = roots[0] - _BELOW_STEP * np.arange(_BELOW, 0, -1)
     return np.concatenate([below, roots]).astype(np.float32)
+
+
+@cache
+def _place_log_probs(levels: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(_list_log_probs(levels)).to(device)
+
+
+@cache
+def _pair_log_probs(levels: int) -> Tensor:
+    """[65536] int64: the bits of the log-probabilities of two levels, the first the lower."""
+    low, high = np.arange(2**16) & 255, np.arange(2**16) >> 8
+    single = _list_log_probs(levels)
+    both = np.stack([single.take(low, mode="clip"), single.take(high, mode="clip")], axis=1)
+    return torch.from_numpy(both.view(np.int64)[:, 0].copy())
 
 
 def _step_at(temperature: float) -> float:
