@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.cache.index import RowRuns
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
 from pipeline.cache.record_batch import join_targets
@@ -37,7 +38,10 @@ class Selection(Dataset[Example]):
 
     def __init__(self, source: ExampleSource, indices: Sequence[int] | np.ndarray | None = None):
         self.source = source
-        self.indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+        everything = RowRuns(np.array([0]), np.array([len(source)]))
+        self.indices: RowRuns | np.ndarray = everything
+        if indices is not None:
+            self.indices = indices if isinstance(indices, RowRuns) else np.asarray(indices)
 
     def __len__(self) -> int:
         return len(self.indices)

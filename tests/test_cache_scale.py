@@ -5,11 +5,15 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cache_examples import assert_same, make_draft, make_example, write_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.cache import TeacherCache
-from pipeline.cache.index import find_split, write_ids, write_shards, write_split
+from pipeline.batches import Selection
+from pipeline.cache import TargetsSpec, TeacherCache
+from pipeline.cache.index import RowRuns, find_split, write_ids, write_shards, write_split
 from pipeline.cache.manifest import Manifest, Totals
 from pipeline.errors import CacheError
 from pipeline.runs import write_json
@@ -52,6 +56,21 @@ def test_a_large_cache_opens_from_a_small_manifest(large, tmp_path):
     assert peak < 32 * 2**20  # 10^5 digests alone would be 12 MB as text, 10^9 rows 8 GB
 
 
+def test_ten_streams_of_a_cache_share_its_pages(tmp_path):
+    """Ten readers hold the codes of what they read where the file is mapped, and no copy of it."""
+    spec = TargetsSpec(top_k=1_000, codec="lossless", compression="none")
+    write_cache(tmp_path, make_draft(40, targets=spec, num_classes=5_000, shard_examples=40))
+    size = (tmp_path / "shards/00000/rows.arrow").stat().st_size
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    streams = [TeacherCache.open(tmp_path).stream(0, epoch) for epoch in range(10)]
+    examples = [next(stream) for stream in streams]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > 10**6 and len(examples) == 10
+    assert pa.total_allocated_bytes() - before < size / 10 and peak < size
+
+
 def test_only_the_shard_of_a_row_is_looked_for(large):
     cache = TeacherCache.open(large)
     assert len(cache) == ROWS
@@ -89,6 +108,39 @@ def test_splits_are_kept_as_runs(tmp_path):
     for split in ("train", "test", "none"):
         expected = np.flatnonzero([name == split for name in splits])
         np.testing.assert_array_equal(find_split(tmp_path, split), expected)
+
+
+def test_a_split_of_a_billion_rows_is_held_and_read_anywhere_from_little():
+    runs = RowRuns(np.array([0, ROWS + 7]), np.array([ROWS, 5]))
+    tracemalloc.start()
+    chosen = Selection(range(2 * ROWS), runs)
+    assert len(chosen) == ROWS + 5 and chosen[ROWS - 1] == ROWS - 1 and chosen[ROWS] == ROWS + 7
+    assert chosen[-1] == ROWS + 11 and len(Selection(range(ROWS))) == ROWS
+    np.testing.assert_array_equal(runs[ROWS - 2 :: 2], [ROWS - 2, ROWS + 7, ROWS + 9, ROWS + 11])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(0, 4), max_size=8), seed=st.integers(0, 99))
+def test_runs_of_rows_are_read_like_an_array(counts, seed):
+    rng = np.random.default_rng(seed)
+    gaps = rng.integers(0, 4, len(counts))
+    starts = np.cumsum(gaps + counts) - counts
+    rows = [
+        row
+        for start, count in zip(starts, counts, strict=True)
+        for row in range(start, start + count)
+    ]
+    array, runs = np.array(rows, dtype=np.int64), RowRuns(starts, np.array(counts, dtype=np.int64))
+    np.testing.assert_array_equal(runs, array)
+    assert (len(runs), list(runs), runs.tolist()) == (len(rows), rows, rows)
+    mask = rng.random(len(rows)) < 0.5
+    for places in (slice(None, None, 2), slice(1, -1), mask, rng.permutation(len(rows))):
+        np.testing.assert_array_equal(runs[places], array[places])
+    with pytest.raises(IndexError):
+        runs[len(rows)]
 
 
 def test_an_id_is_found_among_many_without_their_shards(tmp_path):

@@ -10,7 +10,7 @@ fork, and is pickled as its path, so that it can be handed to DataLoader workers
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,14 @@ import torch
 
 from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.hidden import LazySignals
-from pipeline.cache.index import find_rows, find_split, list_splits, read_ids, read_shards
+from pipeline.cache.index import (
+    RowRuns,
+    find_rows,
+    find_split,
+    list_splits,
+    read_ids,
+    read_shards,
+)
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.quantization import Block
@@ -175,8 +182,8 @@ class TeacherCache:
                 if wanted is None or index * size + local in wanted:
                     yield example_id
 
-    def split_indices(self, split: str) -> np.ndarray:
-        """Rows whose column `split` equals this one, ascending, [n] int64.
+    def split_indices(self, split: str) -> RowRuns:
+        """Rows whose column `split` equals this one, ascending.
 
         Raises:
             CacheError: no split is carried, or none of this name.
@@ -198,7 +205,7 @@ class TeacherCache:
         rank: int = 0,
         world_size: int = 1,
         *,
-        indices: np.ndarray | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         shuffle: bool = True,
         skip: int = 0,
     ) -> Iterator[CachedExample]:
@@ -209,15 +216,17 @@ class TeacherCache:
             skip: how many of its examples this rank has had; they are neither read nor counted up.
         """
         count = len(self) if indices is None else len(indices)
-        if indices is not None and shuffle:
-            indices = np.sort(indices)
+        if indices is not None and not isinstance(indices, RowRuns):
+            indices = np.sort(indices) if shuffle else np.asarray(indices)
         order = EpochOrder(count, STREAM_BLOCK, seed, epoch)
         step = world_size * _ORDER_ROWS
         for start in range(rank + skip * world_size, count, step):
             stop = min(start + step, count)
-            places = order[start:stop:world_size] if shuffle else range(start, stop, world_size)
-            for place in places:
-                yield self[int(place if indices is None else indices[place])]
+            places = np.arange(start, stop, world_size)
+            if shuffle:
+                places = order[start:stop:world_size]
+            for row in (places if indices is None else indices[places]).tolist():
+                yield self[row]
 
     @property
     def _opened(self) -> _Opened:
