@@ -114,7 +114,7 @@ QUICK: dict[str, Any] = {
     "loss_positions": 512,
     "loss_runs": 1,
     "vocabulary_batch": 2,
-    "vocabulary_steps": 2,
+    "vocabulary_steps": 4,
     "scale_tokens": (10**5, 10**6),
 }
 
