@@ -113,7 +113,7 @@ def _reading_sides(setting: Setting, name: str, table: Any) -> dict[str, Callabl
 
     def pick() -> float:
         cache = setting.open(name)
-        return _time(cache[row] for row in single)
+        return _time(cache[row].targets for row in single)
 
     def rows_of(order: Iterable[int]) -> Iterable[Any]:
         return (table[int(row)] for row in order)
