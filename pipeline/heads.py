@@ -8,12 +8,14 @@ head is probed against the model's own logits when it is built, and a model that
 is refused.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.errors import ModelError
 
@@ -63,38 +65,77 @@ class OutputHead:
         Raises:
             ModelError: the head has fewer rows than V, or is none that can be applied by itself.
         """
-        layer = model.get_output_embeddings()
-        if not isinstance(layer, nn.Linear):
-            raise ModelError(f"{_name(model)}: has no linear output head over its vocabulary")
-        if len(layer.weight) < num_classes:
-            raise ModelError(
-                f"{_name(model)}: its output head has {len(layer.weight):,} rows, the tokenizer has"
-                f" {num_classes:,} ids; use the tokenizer that the model was trained with"
-            )
-        hidden, own = _probe(model, num_classes)
-        plain = OutputHead(layer.weight.detach(), None, 1.0, None, num_classes)
-        if layer.bias is not None:
-            plain = replace(plain, bias=layer.bias.detach())
-        for scale, cap in product(*_decorations(model.config)):
-            head = replace(plain, scale=scale, soft_cap=cap)
-            if _agree(head(hidden), own, layer.weight.dtype):
+        layer = _layer(model, num_classes)
+        input_ids = _probe_ids(model, num_classes)
+        with torch.no_grad():  # inference mode would leave tensors in caches that cannot learn
+            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+            own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
+        for head in _candidates(model, layer, num_classes):
+            if _agree(head(hidden), own.float(), layer.weight.dtype):
                 return head
+        raise _no_linear_map(model)
+
+    @staticmethod
+    def within(model: Any, num_classes: int) -> "OutputHead":
+        """Find the head as it works inside of the model's own forward pass.
+
+        There, autocast is on if the model runs under it, and weights that FSDP shards are whole;
+        those of the head returned may be gone after the pass.
+
+        Args:
+            model: in evaluation mode.
+            num_classes: V.
+
+        Raises:
+            ModelError: as `of`; also where the weights are sharded inside too.
+        """
+        layer = _layer(model, num_classes)
+        tried: list[tuple[OutputHead, Tensor, torch.dtype]] = []
+
+        def apply(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
+            if isinstance(layer.weight, DTensor):
+                return  # tensor parallelism: no process has all classes
+            heads = _candidates(model, layer, num_classes)
+            tried.extend((head, head(given[0][0]), logits.dtype) for head in heads)
+
+        handle = layer.register_forward_hook(apply, prepend=True)  # before FSDP frees the weights
+        try:
+            with torch.no_grad():
+                input_ids = _probe_ids(model, num_classes)
+                own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
+        finally:
+            handle.remove()
+        for head, logits, dtype in tried:
+            if _agree(logits, own.float(), dtype):
+                return head
+        raise _no_linear_map(model)
+
+
+def _layer(model: Any, num_classes: int) -> nn.Linear:
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(f"{_name(model)}: has no linear output head over its vocabulary")
+    if len(layer.weight) < num_classes:
         raise ModelError(
-            f"{_name(model)}: its logits are no scaled, soft-capped linear map of its last hidden"
-            " states"
+            f"{_name(model)}: its output head has {len(layer.weight):,} rows, the tokenizer has"
+            f" {num_classes:,} ids; use the tokenizer that the model was trained with"
         )
+    return layer
 
 
-@torch.no_grad()  # inference mode would leave tensors in a model's caches that cannot learn
-def _probe(model: Any, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Last hidden states [n, D] and the model's own logits [n, V] of a few fixed token ids."""
+def _probe_ids(model: Any, num_classes: int) -> Tensor:
+    """A few fixed token ids, [1, T]."""
     embeddings = model.get_input_embeddings().weight
     rows = min(num_classes, len(embeddings))
     steps = torch.arange(1, _PROBE_TOKENS + 1, device=embeddings.device)
-    input_ids = (steps * 7919 % rows)[None]
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
-    return hidden, own.float()
+    return (steps * 7919 % rows)[None]
+
+
+def _candidates(model: Any, layer: nn.Linear, num_classes: int) -> Iterator[OutputHead]:
+    """The layer with everything that the model's config may mean to be done to its logits."""
+    bias = None if layer.bias is None else layer.bias.detach()
+    for scale, cap in product(*_decorations(model.config)):
+        yield OutputHead(layer.weight.detach(), bias, scale, cap, num_classes)
 
 
 def _decorations(config: Any) -> tuple[list[float], list[float | None]]:
@@ -116,6 +157,13 @@ def _agree(ours: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
     """Equal within a few roundings of the model's dtype."""
     tolerance = 8 * torch.finfo(dtype).eps * float(own.abs().max().clamp(min=1e-3))
     return bool(((ours - own.to(ours)).abs() <= tolerance).all())
+
+
+def _no_linear_map(model: Any) -> ModelError:
+    return ModelError(
+        f"{_name(model)}: its logits are no scaled, soft-capped linear map of its last hidden"
+        " states"
+    )
 
 
 def _name(model: Any) -> str:

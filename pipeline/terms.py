@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -57,29 +58,19 @@ def find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:
         ModelError: its logits are more than a scaled and capped linear map, or its weights are
             sharded.
     """
-    inner = _unwrap(model)
-    layer = inner.get_output_embeddings()
-    if layer is None:
-        return None
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(f"{type(inner).__name__}: its output head is not linear")
-    if _is_sharded(model, layer.weight):
-        raise ModelError(f"{type(inner).__name__}: its weights are sharded")
-    was_training = inner.training
-    try:
-        head = OutputHead.of(inner.eval(), num_classes or len(layer.weight))
-    finally:
-        inner.train(was_training)
-    return replace(head, weight=layer.weight, bias=layer.bias)
+    if _is_gathered(model):  # whole in the forward pass only
+        raise _sharded(model)
+    return _find_head(model, num_classes)
 
 
 def fuse_head(model: nn.Module, num_classes: int | None) -> FusedHead | None:
-    """The head of `find_head` fused with the losses, or None where whole logits are needed.
+    """The student's output head fused with the losses, or None where whole logits are needed.
 
-    Why they are needed is logged in one line.
+    A head that FSDP2 (`fully_shard`) shards can be fused, because `weigh_terms` uses it in the
+    forward pass. Why whole logits are needed is logged in one line.
     """
     try:
-        head = find_head(model, num_classes)
+        head = _find_head(model, num_classes)
     except ModelError as error:
         logging.getLogger(__name__).warning(
             "student: the logits of every position are computed in one piece (%s)", error
@@ -113,16 +104,14 @@ def weigh_terms(
         if not classes and student.logits.requires_grad:
             total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
         return total, sums.detach(), outputs
-    with head_input(model) as seen:
-        outputs, student = run_student(model, batch, losses)
-    hidden = seen[0].flatten(0, -2).index_select(0, batch["target_index"])
     knowledge = _knowledge(batch)
-    total, found = fused.sum_terms(
-        [loss for loss in losses if isinstance(loss, ClassLoss)],
-        hidden,
-        knowledge,
-        [factors[index] for index in classes],
-    )
+    terms = [loss for loss in losses if isinstance(loss, ClassLoss)]
+    with _sum_in_head(
+        model, batch["target_index"], fused, terms, knowledge, [factors[index] for index in classes]
+    ) as answers:
+        outputs, student = run_student(model, batch, losses)
+    total, found = answers[0]
+    total = total + outputs.logits.sum()  # zero, of no position
     sums = found.new_zeros(len(losses))
     sums[classes] = found
     projections = projections_of(model)
@@ -148,6 +137,44 @@ def head_input(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def _sum_in_head(
+    model: nn.Module,
+    target_index: Tensor,
+    fused: FusedHead,
+    losses: Sequence[ClassLoss],
+    knowledge: Knowledge,
+    factors: Sequence[Tensor],
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Let the output head collect the sums of losses instead of giving logits.
+
+    They are taken where the model would compute logits: autocast is on, sharded weights are whole.
+    What the head gives has no position but depends on the total, so that backward passes through
+    the model's output first: that is where FSDP gathers weights again.
+    """
+    answers: list[tuple[Tensor, Tensor]] = []
+
+    def answer(layer: nn.Linear, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = given[0].flatten(0, -2).index_select(0, target_index)
+        fused.head = replace(fused.head, weight=layer.weight, bias=layer.bias)
+        answers.append(fused.sum_terms(losses, hidden, knowledge, factors))
+        return (given[0][:, :0], *given[1:])
+
+    def carry(_: nn.Linear, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return logits.detach() + answers[-1][0]
+
+    layer = _unwrap(model).get_output_embeddings()
+    handles = [
+        layer.register_forward_pre_hook(answer),
+        layer.register_forward_hook(carry, prepend=True),  # before FSDP's own
+    ]
+    try:
+        yield answers
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def run_student(
@@ -212,9 +239,37 @@ def _unwrap(model: nn.Module) -> Any:
     return inner
 
 
+def _find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:
+    inner = _unwrap(model)
+    layer = inner.get_output_embeddings()
+    if layer is None:
+        return None
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(f"{type(inner).__name__}: its output head is not linear")
+    if _is_sharded(model, layer.weight):
+        raise _sharded(model)
+    was_training = inner.training
+    try:
+        head = OutputHead.within(inner.eval(), num_classes or len(layer.weight))
+    finally:
+        inner.train(was_training)
+    return replace(head, weight=layer.weight, bias=layer.bias)
+
+
 def _is_sharded(model: nn.Module, weight: Tensor) -> bool:
-    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
-    return wrapped or isinstance(weight, DTensor) or hasattr(weight, "ds_id")  # DeepSpeed's mark
+    """In the forward pass too, or in a way that cannot be seen through."""
+    flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    divided = isinstance(weight, DTensor) and not _is_gathered(model)  # tensor parallelism
+    return flat or divided or hasattr(weight, "ds_id")  # DeepSpeed's mark
+
+
+def _is_gathered(model: nn.Module) -> bool:
+    """Sharded by FSDP2, which makes weights whole for their module's forward and backward."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def _sharded(model: nn.Module) -> ModelError:
+    return ModelError(f"{type(_unwrap(model)).__name__}: its weights are sharded")
 
 
 def _signals(loss: Loss) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import make_targets, normal
-from small_worlds import make_example, make_student, make_trainer
+from small_worlds import V, make_example, make_student, make_trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +21,7 @@ from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.fused import FusedHead
 from pipeline.losses.labels import CrossEntropy
 from pipeline.targets import UNLABELLED
-from pipeline.terms import fuse_head
+from pipeline.terms import fuse_head, weigh_terms
 
 LOSSES: list[ClassLoss] = [
     *(
@@ -276,3 +276,22 @@ def test_a_compiled_student_keeps_its_logits(tmp_path: Path) -> None:
     assert float(total.detach()) == pytest.approx(
         float(fused.compute_loss(fused.model, batch).detach()), rel=1e-5
     )
+
+
+def test_a_student_under_autocast_is_fused_as_its_logits_would_be_computed(tmp_path: Path) -> None:
+    """accelerate turns autocast on inside of the model's forward pass only."""
+    examples = [make_example(number) for number in range(4)]
+    losses = [ForwardKL(temperature=2.0), CrossEntropy()]
+    trainer = make_trainer(tmp_path, losses, examples, bf16=True, max_steps=1)
+    trainer.train()
+    batch = trainer.data_collator(examples)
+    factors = [torch.tensor(0.5), torch.tensor(0.1)]
+    fused = fuse_head(trainer.model, V)
+    assert fused is not None
+    found = []
+    for head in (fused, None):
+        total, sums, _ = weigh_terms(trainer.model, batch, losses, factors, head)
+        gradients = torch.autograd.grad(total, list(trainer.model.parameters()))
+        found.append([total.detach(), sums, *gradients])
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-4)
