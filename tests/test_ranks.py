@@ -5,13 +5,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from sharded_student import train
 from small_runs import make_language_cache, make_student_config, read_lines
+from small_worlds import assert_close
 
 from pipeline.batches import StepSampler
 from pipeline.config import dump_config
@@ -29,6 +32,36 @@ train_student(load_config(StudentConfig, Path(sys.argv[1])))
 import torch.distributed
 torch.distributed.destroy_process_group()
 """
+
+
+def run_two(*arguments: str) -> None:
+    """Run Python in two processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "true",
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
 
 
 def shares(rows: int, size: int, ranks: int, epoch: int = 0) -> list[list[list[int]]]:
@@ -113,31 +146,7 @@ def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path:
     )
     file = tmp_path / "two.yaml"
     file.write_text(dump_config(two), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(file)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-                "ACCELERATE_USE_CPU": "true",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    run_two("-c", RANK, str(file))
     weights = [load_file(run / "model.safetensors") for run in (one, tmp_path / "two")]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-5, atol=1e-6, msg=name)
@@ -149,3 +158,42 @@ def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path:
     assert results[0].training["tokens_seen"] == results[1].training["tokens_seen"]
     for metric in results[0].metrics:
         assert results[1].metric(metric.name) == pytest.approx(metric.value, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks got, by layout of the shards and tie of the embeddings."""
+    folder = tmp_path_factory.mktemp("sharded")
+    run_two(str(ROOT / "tests" / "sharded_student.py"), str(folder))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("tied", ["tied", "untied"])
+@pytest.mark.parametrize(
+    ("layout", "fused", "limit"),
+    [
+        ("root", True, 1e-5),
+        ("parts", True, 1e-5),
+        ("bent", False, 1e-5),
+        ("flat", False, 1e-5),
+        ("half", True, 0.05),
+    ],
+)
+def test_a_sharded_student_learns_what_a_whole_one_does(
+    tmp_path: Path,
+    sharded: list[dict[str, Any]],
+    layout: str,
+    fused: bool,
+    limit: float,
+    tied: str,
+) -> None:
+    """Where its head cannot be fused, it keeps its logits and says so once."""
+    alone = train(tmp_path, "whole flat" if layout == "flat" else "whole", tied == "tied")
+    for rank in sharded:
+        found = rank[f"{layout} {tied}"]
+        assert found["fused"] == fused
+        assert ["the logits of every position" in line for line in found["said"]] == (
+            [] if fused else [True]
+        )
+        for together, expected in zip(found["steps"], alone.steps, strict=True):
+            assert_close(together, expected, limit)
