@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from pipeline.batches import Collator
 from pipeline.cache import TargetsSpec
 from pipeline.cache.codecs import Lossless, Steps
+from pipeline.cache.fidelity import Fidelity
 from pipeline.config import load_config
 from pipeline.student import FromScratch
 from pipeline.training import EvaluationConfig, training_arguments
@@ -34,6 +35,7 @@ from stages.bench.baselines import (
     write_parquet,
 )
 from stages.bench.goals import scale_rows
+from stages.bench.hidden import Choice, show_choices
 from stages.bench.language import LanguageRecipe
 from stages.bench.losses import KEPT, make_targets, measure_peak
 from stages.bench.measuring import Row, interleave, rate_row, show_rows, time_row
@@ -175,6 +177,24 @@ def test_table_prints_every_row_and_explains_every_baseline(
     for row in content["rows"]:
         assert f"{row['what']}, {row['unit']}" in shown
         assert row["against"] in shown
+
+
+def test_tables_fit_into_80_columns(content: dict[str, Any]) -> None:
+    printed = StringIO()
+    console = Console(file=printed, width=80)
+    names = {field.name for field in fields(Row)}
+    rows = [Row(**{name: row[name] for name in names}) for row in content["rows"]]
+    show_rows(rows, "measured", console)
+    fidelity = Fidelity(
+        rows=8192,
+        cosine=0.99999,
+        cosine_p1=0.99999,
+        relative_mse=1.5e-5,
+        cka=0.99999,
+        explained_variance=0.815,
+    )
+    show_choices([Choice("float8_e4m3fn", "random 128", 1024.0, fidelity)], console)
+    assert "…" not in printed.getvalue()
 
 
 def test_codecs_stand_beside_the_records_of_others(

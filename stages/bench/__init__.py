@@ -77,6 +77,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             "hidden": list_choices(choices),
         }
     show_rows(rows, "measured", console)
+    known = [row.reached for row in rows if row.goal]
+    console.print(f"{sum(map(bool, known))} of {len(known)} goals reached\n", highlight=False)
     show_columns(columns, console)
     show_scale(scale, console)
     show_choices(choices, console)

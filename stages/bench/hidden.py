@@ -71,11 +71,12 @@ def list_choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
 
 def show_choices(choices: Sequence[Choice], console: Console) -> None:
     """Print one line for each choice."""
-    title = f"the teacher's last hidden states, {choices[0].fidelity.rows:,} vectors compared"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    compared = choices[0].fidelity.rows
+    title = f"the teacher's last hidden states, {compared:,} vectors compared; kept: variance"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("dtype", no_wrap=True)
     table.add_column("projection", no_wrap=True)
-    for heading in ("bytes", "cosine", "1 %", "relative MSE", "CKA", "variance"):
+    for heading in ("bytes", "cosine", "1 %", "MSE", "CKA", "kept"):
         table.add_column(heading, justify="right", no_wrap=True)
     for choice, after in zip(choices, [*choices[1:], None], strict=True):
         found, kept = choice.fidelity, choice.fidelity.explained_variance

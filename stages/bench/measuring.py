@@ -154,12 +154,13 @@ def describe_machine() -> dict[str, Any]:
 def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
     """Print the table: what, measured, its baseline beside it, and their ratio.
 
-    A letter names the baseline, which is explained below the table; the ratio is followed by its
-    lowest and highest value in a single repetition, n is the number of repetitions.
+    A letter names the baseline, which is explained below the table; below the ratio stand its
+    lowest and highest value in a single repetition, below a goal whether it is reached; n is the
+    number of repetitions.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("what")
-    for heading in ("measured", "baseline", "ratio", "goal", "", "n"):
+    for heading in ("measured", "baseline", "ratio", "goal", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     baselines = list(dict.fromkeys(row.against for row in rows if row.against))
     letters = dict(zip(baselines, ascii_lowercase, strict=False))
@@ -169,8 +170,8 @@ def show_rows(rows: Sequence[Row], title: str, console: Console) -> None:
         if row.baseline is not None:
             baseline = f"{_format(row.baseline)} {letters.get(row.against, '')}"
         runs = str(row.repetitions or "")
-        verdict = {None: "", True: "reached", False: "missed"}[row.reached]
-        cells = (_format(row.measured), baseline, _ratio(row), row.goal, verdict, runs)
+        verdict = {None: "", True: "\nreached", False: "\nmissed"}[row.reached]
+        cells = (_format(row.measured), baseline, _ratio(row), row.goal + verdict, runs)
         table.add_row(f"{row.what}, {row.unit}", *cells, end_section=last)
     console.print(table)
     for baseline, letter in letters.items():
@@ -205,7 +206,7 @@ def _format(value: float) -> str:
 def _ratio(row: Row) -> str:
     if row.ratio is None:
         return ""
-    spread = f" ({_format(row.spread[0])}-{_format(row.spread[1])})" if row.spread else ""
+    spread = f"\n{_format(row.spread[0])}-{_format(row.spread[1])}" if row.spread else ""
     return _format(row.ratio) + spread
 
 
