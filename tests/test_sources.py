@@ -437,7 +437,7 @@ def test_sib200_complains_about_folders_and_languages(tmp_path: Path) -> None:
         load_rows(DataConfig(source="sib200", files=str(tmp_path), name="yor_Lat"))
 
 
-@pytest.mark.skipif(REAL_SIB200 is None, reason="STILLROOM_SIB200 is not set")
+@pytest.mark.skipif(not REAL_SIB200, reason="STILLROOM_SIB200 is not set")
 def test_the_real_sib200_has_the_same_sentences_in_every_language() -> None:
     folder = REAL_SIB200
     splits = {"train": "train", "validation": "validation", "test": "test"}
