@@ -24,8 +24,8 @@ from pipeline.losses.softmax import SharedSoftmax
 _CPU_CHUNK = 1 << 22  # elements of a chunk, 16 MB of float32, where that is many positions
 _GPU_CHUNK = 1 << 28  # 1 GiB of float32
 _MOST_ROWS = 512  # with more positions the matrix products do not get faster
-_FEWEST_ROWS = 224  # with fewer they wait for the weights to come from memory
-_SHARE = 9  # between the two, this part of the positions
+_FEWEST_ROWS = 200  # with fewer they wait for the weights to come from memory
+_SHARE = 10  # between the two, this part of the positions
 
 
 class FusedHead:
