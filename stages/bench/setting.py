@@ -64,7 +64,7 @@ class BenchConfig(StrictModel):
 
     output: Path = Path("runs/bench/bench.json")
     teacher: Path = Path("data/teachers/demo")
-    files: int = Field(default=10, ge=1)
+    files: int = Field(default=18, ge=1)
     block_size: int = Field(default=256, ge=2)
     batch_tokens: int = Field(default=8192 if torch.cuda.is_available() else 2048, ge=2)
     top_k: int = 64
