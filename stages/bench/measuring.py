@@ -8,9 +8,10 @@ What disturbs a machine for a while then disturbs both sides, and the ratio surv
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from string import ascii_lowercase
@@ -127,6 +128,23 @@ def stopwatch(run: Callable[[], None]) -> float:
     run()
     finish_device_work()
     return time.perf_counter() - began
+
+
+def run_through(work: Iterable[Any]) -> float:
+    """Seconds to take everything that an iterable gives."""
+    began = time.perf_counter()
+    for _ in work:
+        pass
+    return time.perf_counter() - began
+
+
+def join_batches(
+    examples: Iterable[Any], size: int, collate: Callable[[list[Any]], Any]
+) -> Iterator[Any]:
+    """Collate each `size` examples, and those that are left."""
+    rest = iter(examples)
+    while batch := list(islice(rest, size)):
+        yield collate(batch)
 
 
 def finish_device_work() -> None:

@@ -7,7 +7,6 @@ Every read begins with nothing decompressed; the files are in the system's page 
 theirs.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,14 @@ from pipeline.cache import (
 from pipeline.cache.codecs import Lossless, Steps
 from pipeline.cache.sizes import FRAMING, column_bytes
 from stages.bench.baselines import join_rows, join_table, open_parquet, write_parquet
-from stages.bench.measuring import Row, interleave, rate_row, time_row
+from stages.bench.measuring import (
+    Row,
+    interleave,
+    join_batches,
+    rate_row,
+    run_through,
+    time_row,
+)
 from stages.bench.setting import Setting
 
 _NAIVE_BYTES = 6  # int32 id, float16 logit
@@ -109,11 +115,13 @@ def _reading_sides(setting: Setting, name: str, table: Any) -> dict[str, Callabl
 
     def stream(shuffle: bool) -> float:
         cache = setting.open(name)
-        return _time(_join(cache.stream(seed=0, epoch=0, shuffle=shuffle), size, collate))
+        return run_through(
+            join_batches(cache.stream(seed=0, epoch=0, shuffle=shuffle), size, collate)
+        )
 
     def pick() -> float:
         cache = setting.open(name)
-        return _time(cache[row].targets for row in single)
+        return run_through(cache[row].targets for row in single)
 
     def rows_of(order: Iterable[int]) -> Iterable[Any]:
         return (table[int(row)] for row in order)
@@ -124,32 +132,16 @@ def _reading_sides(setting: Setting, name: str, table: Any) -> dict[str, Callabl
 
     return {
         "ours in order": lambda: stream(False),
-        "theirs in order": lambda: _time(_join(rows_of(range(len(table))), size, join_rows)),
+        "theirs in order": lambda: run_through(
+            join_batches(rows_of(range(len(table))), size, join_rows)
+        ),
         "ours shuffled": lambda: stream(True),
-        "theirs shuffled": lambda: _time(_join(rows_of(shuffled), size, join_rows)),
-        "arrow in order": lambda: _time(batches_of(range(len(table)))),
-        "arrow shuffled": lambda: _time(batches_of(shuffled)),
+        "theirs shuffled": lambda: run_through(join_batches(rows_of(shuffled), size, join_rows)),
+        "arrow in order": lambda: run_through(batches_of(range(len(table)))),
+        "arrow shuffled": lambda: run_through(batches_of(shuffled)),
         "ours one by one": pick,
-        "theirs one by one": lambda: _time(rows_of(single)),
+        "theirs one by one": lambda: run_through(rows_of(single)),
     }
-
-
-def _join(examples: Iterable[Any], size: int, collate: Callable[[Any], Any]) -> Iterable[Any]:
-    waiting = []
-    for example in examples:
-        waiting.append(example)
-        if len(waiting) == size:
-            yield collate(waiting)
-            waiting = []
-    if waiting:
-        yield collate(waiting)
-
-
-def _time(work: Iterable[Any]) -> float:
-    began = time.perf_counter()
-    for _ in work:
-        pass
-    return time.perf_counter() - began
 
 
 def _random_rows(setting: Setting) -> list[int]:

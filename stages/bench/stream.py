@@ -30,7 +30,14 @@ from pipeline.errors import CacheError
 from pipeline.tasks.causal_lm import CausalLM
 from stages.bench.baselines import join_table, open_parquet, write_parquet
 from stages.bench.made_up import SEQUENCE, make_draft, write_made_up, write_manifest
-from stages.bench.measuring import Row, interleave, rate_row, time_row
+from stages.bench.measuring import (
+    Row,
+    interleave,
+    join_batches,
+    rate_row,
+    run_through,
+    time_row,
+)
 from stages.bench.setting import Setting
 
 _BATCH = 8
@@ -102,19 +109,19 @@ def _measure_targets(setting: Setting, name: str, targets: TargetsSpec) -> list[
 
     def read_whole() -> float:
         batches = (order[at : at + _BATCH].tolist() for at in range(0, len(order), _BATCH))
-        return _time(join_table(table[rows]) for rows in batches)
+        return run_through(join_table(table[rows]) for rows in batches)
 
     def read(cache: TeacherCache, late: bool) -> float:
-        return _time(_batches(_open(cache), late))
+        return run_through(_batches(_open(cache), late))
 
     def pick(cache: TeacherCache) -> float:
         opened = _open(cache)
         opened[0].targets  # noqa: B018  (opens the shard)
-        return _time(opened[row].targets for row in picks)
+        return run_through(opened[row].targets for row in picks)
 
     sides: dict[str, Callable[[], float]] = {
         "whole": read_whole,
-        "pick": lambda: _time(join_table(table[[row]]) for row in picks),
+        "pick": lambda: run_through(join_table(table[[row]]) for row in picks),
     }
     for compression, cache in caches.items():
         sides[f"whole {compression}"] = partial(read, cache, False)
@@ -152,12 +159,12 @@ def _measure_hidden(setting: Setting) -> Row:
     stored = float(counts[-1] * _WIDTH * 2)
 
     def read_ours() -> float:
-        return _time(e.hidden["layer.4"] for e in _open(cache).stream(0, 0, shuffle=False))
+        return run_through(e.hidden["layer.4"] for e in _open(cache).stream(0, 0, shuffle=False))
 
     def read_theirs() -> float:
         array: Any = zarr.open_group(cache.path / "shards/00000/hidden.zarr", mode="r")["layer.4"]
         parts = (array[a:b] for a, b in pairwise(counts))
-        return _time(torch.from_numpy(part).float() for part in parts)
+        return run_through(torch.from_numpy(part).float() for part in parts)
 
     found = interleave({"ours": read_ours, "theirs": read_theirs}, setting.config.reads)
     what, megabytes = "hidden states in order, stored float16, one thread", round(stored / 1e6)
@@ -241,7 +248,7 @@ def _measure_scale(setting: Setting, tokens: int) -> Scale:
     cache = write_made_up(setting.folder / f"scale {tokens}", draft)
     written = time.perf_counter() - began
     total = cache.manifest.totals
-    read = min(_time(_batches(_open(cache))) for _ in range(2))
+    read = min(run_through(_batches(_open(cache))) for _ in range(2))
     return {
         "tokens": float(total.tokens),
         "bytes/token": total.bytes / total.tokens,
@@ -256,13 +263,4 @@ def _open(cache: TeacherCache) -> TeacherCache:
 
 def _batches(cache: TeacherCache, late: bool = False) -> Iterable[Any]:
     collate = Collator(CausalLM(block_size=SEQUENCE), 0, decode_late=late)
-    examples = cache.stream(seed=0, epoch=0)
-    while batch := list(islice(examples, _BATCH)):
-        yield collate(batch)
-
-
-def _time(work: Iterable[Any]) -> float:
-    began = time.perf_counter()
-    for _ in work:
-        pass
-    return time.perf_counter() - began
+    return join_batches(cache.stream(seed=0, epoch=0), _BATCH, collate)
