@@ -38,10 +38,10 @@ class Selection(Dataset[Example]):
 
     def __init__(self, source: ExampleSource, indices: Sequence[int] | np.ndarray | None = None):
         self.source = source
-        everything = RowRuns(np.array([0]), np.array([len(source)]))
-        self.indices: RowRuns | np.ndarray = everything
-        if indices is not None:
-            self.indices = indices if isinstance(indices, RowRuns) else np.asarray(indices)
+        if indices is None:
+            indices = RowRuns(np.array([0]), np.array([len(source)]))
+        kept = indices if isinstance(indices, RowRuns) else np.asarray(indices)
+        self.indices: RowRuns | np.ndarray = kept
 
     def __len__(self) -> int:
         return len(self.indices)

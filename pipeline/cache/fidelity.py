@@ -100,12 +100,11 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
     """
     x, y = (side - side.mean(dim=0) for side in (x, y))
     if len(x) < x.shape[1]:
-        across, own, other = x @ x.T, y @ y.T, None
+        across, own = x @ x.T, y @ y.T
         shared = (across * own).sum()
     else:
         across, own = x.T @ x, y.T @ y
-        other = x.T @ y
-        shared = other.square().sum()
+        shared = (x.T @ y).square().sum()
     scale = across.norm() * own.norm()
     return _shorten(shared / scale) if scale else None
 

@@ -129,9 +129,8 @@ class Draft(StrictModel):
     @property
     def layout(self) -> Layout:
         """V, K, R and the temperatures."""
-        targets = self.targets
-        top_k, temperatures = int(targets.top_k), targets.temperatures
-        return Layout(self.num_classes, top_k, targets.tail_draws, temperatures)
+        kept = self.targets
+        return Layout(self.num_classes, int(kept.top_k), kept.tail_draws, kept.temperatures)
 
     @property
     def num_shards(self) -> int:
@@ -287,10 +286,9 @@ def _describe_absence(path: Path) -> str:
         return "no such folder; cache a teacher there with `stillroom cache-teacher`"
     if not (path / DRAFT).is_file():
         return f"is no cache (it holds no {MANIFEST}); give a folder of `stillroom cache-teacher`"
-    expected = read_draft(path).num_shards
     standing = len(list(path.glob("shards/*/shard.json")))
     return (
-        f"the cache is not finished, {standing} of {expected} shards stand;"
+        f"the cache is not finished, {standing} of {read_draft(path).num_shards} shards stand;"
         " run its `stillroom cache-teacher` command again to continue"
     )
 

@@ -226,13 +226,14 @@ class Teacher:
                 chunk = rows[start : start + step]
                 logits = chunk if self.head is None else self.head(chunk)
             z = logits[:, : self.num_classes].to(self.device)
+            asked = labels[start : start + step]
             parts += [
                 sparse_targets(
                     z[first : first + block],
                     spec.top_k,
                     spec.tail_draws,
                     spec.temperatures,
-                    labels[start + first : start + first + len(z[first : first + block])],
+                    asked[first : first + block],
                     generator,
                 )
                 for first in range(0, max(len(z), 1), block)

@@ -35,9 +35,8 @@ class Stopwatch:
         trace: TracebackType | None,
     ) -> None:
         if self._on_gpu:
-            self._pairs.append(
-                (self._entered.event, self._mark())
-            )  # whole pairs: another thread reads them
+            # Whole pairs only: another thread reads them.
+            self._pairs.append((self._entered.event, self._mark()))
         else:
             self._add(time.perf_counter() - self._entered.time)
 
