@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from pipeline.batches import Collator, Selection
 from pipeline.errors import ModelError
 from pipeline.examples import CachedExample, Example
-from pipeline.heads import OutputHead
+from pipeline.heads import OutputHead, head_input
 from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.divergences import ForwardKL
 from pipeline.metrics import Metric
 from pipeline.student.key_values import without_cache
 from pipeline.targets import UNLABELLED, Targets
-from pipeline.tasks.base import Scores, Task
-from pipeline.terms import find_head, head_input
+from pipeline.tasks.base import Observation, Scores, Task
+from pipeline.terms import find_head, unwrap
 
 _ELEMENTS = 1 << 24  # of logits that are held at a time, 64 MB of float32
 
@@ -34,29 +34,41 @@ def score_model(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
+    tokenizer: Any = None,
 ) -> Scores:
     """Score every target of the examples; with several ranks each takes a share and all get all.
 
     Args:
         model: in evaluation mode, on the device it should run on.
+        tokenizer: the model's, for metrics of text.
         examples: held-out examples; with cached targets, agreement and KL are measured too.
         batch_size: examples per forward pass.
     """
     device = next(model.parameters()).device
-    parts: list[Scores] = []
+    task, parts = collator.task, list[Scores]()
     head: OutputHead | None = None
     for chunk in _chunks(range(rank, len(examples), world_size), batch_size):
         batch_examples = [examples[index] for index in chunk]
         batch = collator(batch_examples)
         with torch.inference_mode(), without_cache(model):
             moved = _move(batch, device)
-            if not parts:
+            if not parts and task.vocabulary:
                 head = _find_head(model, moved["targets"])
+            outputs, pieces = _run(model, head, moved, task)
             scored = [
                 _score_rows(logits, moved["label_ids"][rows], _select(moved["targets"], rows))
-                for rows, logits in _read_logits(model, head, moved)
+                for rows, logits in pieces
             ]
-        parts.append(_scores(batch_examples, **_cat(scored)))
+            seen = Observation(
+                model=model,
+                tokenizer=tokenizer,
+                inputs=moved["inputs"],
+                outputs=outputs,
+                logits=pieces[0][1] if isinstance(pieces, list) else None,
+                examples=batch_examples,
+            )
+            observed = task.observe(seen)
+        parts.append(_scores(batch_examples, observed, **_cat(scored)))
     if world_size > 1:
         parts = gather_object(parts)
     return _join(parts)
@@ -74,6 +86,7 @@ def teacher_scores(examples: Selection) -> Scores:
         parts.append(
             _scores(
                 [example],
+                {},
                 label_ids=torch.from_numpy(example.label_ids.astype(np.int64)),
                 predictions=top,
                 confidence=confidence,
@@ -116,18 +129,22 @@ def _find_head(model: nn.Module, targets: Targets | None) -> OutputHead | None:
         return None  # whole logits will do
 
 
-def _read_logits(
-    model: nn.Module, head: OutputHead | None, batch: Mapping[str, Any]
-) -> Iterator[tuple[slice, Tensor]]:
-    """Logits at the targets, in pieces where the head can be applied by itself."""
+def _run(
+    model: nn.Module, head: OutputHead | None, batch: Mapping[str, Any], task: Task
+) -> tuple[Any, Iterable[tuple[slice, Tensor]]]:
+    """What the model returns, and logits at the targets: pieces where the head can stand alone,
+    else a list of one."""
     index = batch["target_index"]
     if head is None:
-        logits = model(**batch["inputs"]).logits.flatten(0, -2)
-        yield slice(None), logits.index_select(0, index).float()
-        return
-    with head_input(model) as seen:
-        model(**batch["inputs"])
-    hidden = seen[0].flatten(0, -2).index_select(0, index)
+        outputs = model(**batch["inputs"])
+        rows = task.logits(outputs, batch["inputs"])
+        return outputs, [(slice(None), rows.index_select(0, index).float())]
+    with head_input(unwrap(model)) as seen:
+        outputs = model(**batch["inputs"])
+    return outputs, _pieces(head, seen[0].flatten(0, -2).index_select(0, index))
+
+
+def _pieces(head: OutputHead, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     size = max(1, _ELEMENTS // head.num_classes)
     for start in range(0, max(len(hidden), 1), size):
         rows = slice(start, start + size)
@@ -174,7 +191,9 @@ def _top_choice(targets: Targets) -> tuple[Tensor, Tensor]:
     return ids.gather(1, column[:, None])[:, 0], logit
 
 
-def _scores(examples: Sequence[Example], **tensors: Tensor) -> Scores:
+def _scores(
+    examples: Sequence[Example], observed: Mapping[str, np.ndarray], **tensors: Tensor
+) -> Scores:
     counts = [len(example.target_positions) for example in examples]
     names = examples[0].columns
     columns = {
@@ -186,15 +205,17 @@ def _scores(examples: Sequence[Example], **tensors: Tensor) -> Scores:
         name: tensor.cpu().numpy().astype(np.int64 if name in whole else np.float64)
         for name, tensor in tensors.items()
     }
-    return Scores(**arrays, columns=columns)
+    return Scores(**arrays, columns=columns, observed=observed)
 
 
 def _join(parts: Sequence[Scores]) -> Scores:
-    names = [f.name for f in dataclasses.fields(Scores) if f.name != "columns"]
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    shared = parts[0].columns
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in shared}
-    return Scores(**joined, columns=columns)
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return {name: join([value[name] for value in values]) for name in values[0]}
+        return np.concatenate(values)
+
+    names = [field.name for field in dataclasses.fields(Scores)]
+    return Scores(**{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 def _chunks(indices: Iterable[int], size: int) -> Iterator[list[int]]:

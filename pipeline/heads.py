@@ -1,4 +1,4 @@
-"""The output head of a causal language model, applied to chosen hidden states only.
+"""The output head of a language model, applied to chosen hidden states only.
 
     hidden [n, D] -- weight, bias --> * scale --> soft-cap --> logits [n, V] float32
 
@@ -8,7 +8,9 @@ head is probed against the model's own logits when it is built, and a model that
 is refused.
 """
 
+import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -56,53 +58,33 @@ class OutputHead:
 
     @staticmethod
     def of(model: Any, num_classes: int) -> "OutputHead":
-        """Find the head of a transformers causal language model.
+        """Find the head of a transformers language model: causal, masked or with a decoder.
+
+        It is looked at inside of the model's own forward pass. There, autocast is on if the model
+        runs under it, and weights that FSDP shards are whole; those of the head returned may be
+        gone after the pass.
 
         Args:
             model: in evaluation mode.
             num_classes: V, the tokenizer's ids.
 
         Raises:
-            ModelError: the head has fewer rows than V, or is none that can be applied by itself.
-        """
-        layer = _layer(model, num_classes)
-        input_ids = _probe_ids(model, num_classes)
-        with torch.no_grad():  # inference mode would leave tensors in caches that cannot learn
-            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-            own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
-        for head in _candidates(model, layer, num_classes):
-            if _agree(head(hidden), own.float(), layer.weight.dtype):
-                return head
-        raise _no_linear_map(model)
-
-    @staticmethod
-    def within(model: Any, num_classes: int) -> "OutputHead":
-        """Find the head as it works inside of the model's own forward pass.
-
-        There, autocast is on if the model runs under it, and weights that FSDP shards are whole;
-        those of the head returned may be gone after the pass.
-
-        Args:
-            model: in evaluation mode.
-            num_classes: V.
-
-        Raises:
-            ModelError: as `of`; also where the weights are sharded inside too.
+            ModelError: the head has fewer rows than V, is none that can be applied by itself, or
+                its weights are not here even in the forward pass.
         """
         layer = _layer(model, num_classes)
         tried: list[tuple[OutputHead, Tensor, torch.dtype]] = []
 
         def apply(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
-            if isinstance(layer.weight, DTensor):
-                return  # tensor parallelism: no process has all classes
+            if isinstance(layer.weight, DTensor) or layer.weight.is_meta:
+                return  # tensor parallelism: no process has all classes; or moved away again
             heads = _candidates(model, layer, num_classes)
             tried.extend((head, head(given[0][0]), logits.dtype) for head in heads)
 
         handle = layer.register_forward_hook(apply, prepend=True)  # before FSDP frees the weights
         try:
-            with torch.no_grad():
-                input_ids = _probe_ids(model, num_classes)
-                own = model(input_ids=input_ids, use_cache=False).logits[0, :, :num_classes]
+            with torch.no_grad():  # inference mode would leave tensors in caches that cannot learn
+                own = model(**_probe(model, num_classes)).logits[0, :, :num_classes]
         finally:
             handle.remove()
         for head, logits, dtype in tried:
@@ -123,12 +105,32 @@ def _layer(model: Any, num_classes: int) -> nn.Linear:
     return layer
 
 
-def _probe_ids(model: Any, num_classes: int) -> Tensor:
-    """A few fixed token ids, [1, T]."""
+@contextmanager
+def head_input(model: Any) -> Iterator[list[Tensor]]:
+    """Collect what the output head is given, [B, T, D], and give it no position instead."""
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(given[0])
+        return (given[0][:, :0], *given[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(take)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _probe(model: Any, num_classes: int) -> dict[str, Any]:
+    """A few fixed token ids, [1, T], as what the model is called with."""
     embeddings = model.get_input_embeddings().weight
     rows = min(num_classes, len(embeddings))
     steps = torch.arange(1, _PROBE_TOKENS + 1, device=embeddings.device)
-    return (steps * 7919 % rows)[None]
+    ids = (steps * 7919 % rows)[None]
+    if model.config.is_encoder_decoder:
+        return {"input_ids": ids, "decoder_input_ids": ids, "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
+    return {"input_ids": ids} | ({"use_cache": False} if "use_cache" in accepted else {})
 
 
 def _candidates(model: Any, layer: nn.Linear, num_classes: int) -> Iterator[OutputHead]:

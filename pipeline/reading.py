@@ -7,7 +7,7 @@ then the example id alone joins the two, which only a task with one distribution
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,9 +30,13 @@ class JoinedExamples:
         DataError: an example whose id the teacher never saw.
     """
 
-    def __init__(self, cache: TeacherCache, examples: Sequence[Example]):
+    def __init__(
+        self, cache: TeacherCache, task: Task, examples: Sequence[Example], tokenizer: Any
+    ):
         self.cache = cache
+        self.task = task
         self.examples = examples
+        self.tokenizer = tokenizer
         for example in examples:
             if example.example_id not in cache:
                 raise DataError(
@@ -43,11 +47,14 @@ class JoinedExamples:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @cached_property
+    def _teacher_tokenizer(self) -> Any:
+        return _load_tokenizer(self.cache)
+
     def __getitem__(self, index: int) -> CachedExample:
         own = self.examples[index]
         said = self.cache.by_id(own.example_id)
-        targets = replace(said.targets, label_ids=_label_tensor(own, said))
-        return CachedExample(**vars(own), targets=targets, hidden=said.hidden)
+        return self.task.align(own, said, self.tokenizer, self._teacher_tokenizer)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Reading:
     @cached_property
     def _joined(self) -> JoinedExamples:
         assert self.own_rows is not None
-        return JoinedExamples(self.cache, self.own_rows)
+        return JoinedExamples(self.cache, self.task, self.own_rows, self.tokenizer)
 
     def select(self, split: str) -> Selection:
         """The examples of a split.
@@ -130,7 +137,8 @@ class Reading:
                 f"losses: {self.cache.path} has no hidden states {name!r} (it has {shown}); add"
                 " them to hidden in the cache's config and cache the teacher again"
             )
-        if kept[name].per == "feature" and self.own_rows is not None:
+        aligned = self.own_rows is None or self.task.features == "targets"
+        if kept[name].per == "feature" and not aligned:
             raise ConfigError(
                 f"losses: {name} is cached per token of the teacher's text, but this student reads"
                 " other tokens; compare pooled vectors instead (pooled: true)"
@@ -151,14 +159,12 @@ def open_reading(
     Raises:
         MismatchError: a task that needs the same tokens, with other ones; other label names.
     """
-    import transformers
-
     manifest = cache.manifest
     task = TASKS[str(manifest.task["name"])].model_validate(manifest.task)
     cached_digest = manifest.identity.tokenizer["digest"]
     same = inputs is None
     if tokenizer is None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)
+        tokenizer = _load_tokenizer(cache)
     elif digest_tokenizer(tokenizer) != cached_digest:
         same = False
         if task.same_tokens:
@@ -169,7 +175,7 @@ def open_reading(
         raise ConfigError(
             f"inputs: {task.name} targets belong to the cached tokens; leave inputs out"
         )
-    rows = _cached_rows(cache) if inputs is None else load_rows(inputs, unique=False)
+    rows = _cached_rows(cache, task) if inputs is None else load_rows(inputs, unique=False)
     names = rows.label_names if isinstance(rows, Rows) else None
     if names is not None and names != manifest.label_names:
         raise MismatchError(
@@ -180,21 +186,23 @@ def open_reading(
     return Reading(cache, task, tokenizer, list(task.examples(rows, tokenizer, carry)))
 
 
-def _cached_rows(cache: TeacherCache) -> Iterator[dict[str, Any]]:
+def _load_tokenizer(cache: TeacherCache) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)
+
+
+def _cached_rows(cache: TeacherCache, task: Task) -> Iterator[dict[str, Any]]:
     """The cache's own examples as rows, for a student with another tokenizer."""
-    if "text" not in cache.manifest.columns:
-        raise MismatchError(
-            f"{cache.path}: carries no text, which a student with another tokenizer needs; add text"
-            " to data.carry and cache the teacher again, or name the data under inputs"
-        )
+    for column in task.reads:
+        if column not in cache.manifest.columns:
+            raise MismatchError(
+                f"{cache.path}: carries no {column}, which a student with another tokenizer needs;"
+                f" add {column} to data.carry and cache the teacher again, or name the data under"
+                " inputs"
+            )
     for index in range(len(cache)):
-        example = cache[index]
-        label = int(example.label_ids[0])
-        yield {**example.columns, "id": example.example_id, "label": label if label >= 0 else None}
-
-
-def _label_tensor(own: Example, said: CachedExample) -> Any:
-    return said.targets.label_ids.new_tensor(own.label_ids)
+        yield task.row(cache[index])
 
 
 def _tokenizer_message(cache: TeacherCache, tokenizer: Any, student_name: str) -> str:

@@ -22,6 +22,7 @@ from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.losses.classes import ClassLoss
 from pipeline.losses.fused import FusedHead
+from pipeline.tasks.base import Task
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
 
@@ -42,7 +43,7 @@ def attach_projections(
 
 def projections_of(model: nn.Module) -> nn.ModuleDict:
     """The module `attach_projections` added, under any wrapper."""
-    found = getattr(_unwrap(model), PROJECTIONS)
+    found = getattr(unwrap(model), PROJECTIONS)
     assert isinstance(found, nn.ModuleDict)
     return found
 
@@ -85,10 +86,12 @@ def weigh_terms(
     losses: Sequence[Loss],
     factors: Sequence[Tensor],
     fused: FusedHead | None,
+    task: Task,
 ) -> tuple[Tensor, Tensor, Any]:
     """Run the student and sum its losses.
 
     Args:
+        task: knows where in the student's outputs its logits and hidden states are.
         factors: of each loss in the total: its weight over what it is normalised by.
         fused: of `fuse_head`.
 
@@ -98,7 +101,7 @@ def weigh_terms(
     """
     classes = [index for index, loss in enumerate(losses) if isinstance(loss, ClassLoss)]
     if fused is None or not classes:
-        outputs, student = run_student(model, batch, losses)
+        outputs, student = run_student(model, batch, losses, task)
         sums = torch.stack(sum_terms(losses, student, batch, projections_of(model)))
         total = (sums * torch.stack([f.to(sums) for f in factors])).sum()
         if not classes and student.logits.requires_grad:
@@ -109,7 +112,7 @@ def weigh_terms(
     with _sum_in_head(
         model, batch["target_index"], fused, terms, knowledge, [factors[index] for index in classes]
     ) as answers:
-        outputs, student = run_student(model, batch, losses)
+        outputs, student = run_student(model, batch, losses, task)
     total, found = answers[0]
     total = total + outputs.logits.sum()  # zero, of no position
     sums = found.new_zeros(len(losses))
@@ -121,22 +124,6 @@ def weigh_terms(
             sums[index] = value.detach()
             total = total + value * factors[index].to(value)
     return total, sums, outputs
-
-
-@contextmanager
-def head_input(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the output head is given, [B, T, D], and give it no position instead."""
-    seen: list[Tensor] = []
-
-    def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(given[0])
-        return (given[0][:, :0], *given[1:])
-
-    handle = _unwrap(model).get_output_embeddings().register_forward_pre_hook(take)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -165,7 +152,7 @@ def _sum_in_head(
     def carry(_: nn.Linear, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         return logits.detach() + answers[-1][0]
 
-    layer = _unwrap(model).get_output_embeddings()
+    layer = unwrap(model).get_output_embeddings()
     handles = [
         layer.register_forward_pre_hook(answer),
         layer.register_forward_hook(carry, prepend=True),  # before FSDP's own
@@ -178,29 +165,30 @@ def _sum_in_head(
 
 
 def run_student(
-    model: nn.Module, batch: Mapping[str, Any], losses: Sequence[Loss]
+    model: nn.Module, batch: Mapping[str, Any], losses: Sequence[Loss], task: Task
 ) -> tuple[Any, StudentOutputs]:
     """Call the student and keep what counts: logits at targets, hidden states at features."""
     layers = sorted({layer for loss in losses for layer in loss.layer_map})
     pooled = any(loss.needs_pooled for loss in losses)
     wanted = {"output_hidden_states": True} if layers or pooled else {}
     outputs = model(**batch["inputs"], **wanted)
-    logits = outputs.logits.flatten(0, -2)
+    logits = task.logits(outputs, batch["inputs"])
     if len(logits):
         logits = logits.index_select(0, batch["target_index"])
     if not (layers or pooled):
         return outputs, StudentOutputs(logits)
-    depth = len(outputs.hidden_states)
+    states = task.hidden_states(outputs)
+    depth = len(states)
     for layer in layers:
         if not -depth <= layer < depth:
             raise ConfigError(
                 f"losses: the student has no layer {layer}; it has 0 (embeddings) to {depth - 1}"
             )
     hidden = {
-        layer: outputs.hidden_states[layer].flatten(0, 1).index_select(0, batch["feature_index"])
+        layer: states[layer].flatten(0, 1).index_select(0, batch["feature_index"])
         for layer in layers
     }
-    vector = pool(outputs.hidden_states[-1], batch["token_mask"]) if pooled else None
+    vector = pool(states[-1], batch["token_mask"]) if pooled else None
     return outputs, StudentOutputs(logits, hidden, vector)
 
 
@@ -232,7 +220,8 @@ def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
     return Knowledge(batch.get("targets"), batch["label_ids"], batch.get("hidden", {}))
 
 
-def _unwrap(model: nn.Module) -> Any:
+def unwrap(model: nn.Module) -> Any:
+    """The student itself, without DDP's and the like's wrapping."""
     inner: Any = model
     while hasattr(inner, "module"):
         inner = inner.module
@@ -240,7 +229,7 @@ def _unwrap(model: nn.Module) -> Any:
 
 
 def _find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:
-    inner = _unwrap(model)
+    inner = unwrap(model)
     layer = inner.get_output_embeddings()
     if layer is None:
         return None
@@ -250,7 +239,7 @@ def _find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:
         raise _sharded(model)
     was_training = inner.training
     try:
-        head = OutputHead.within(inner.eval(), num_classes or len(layer.weight))
+        head = OutputHead.of(inner.eval(), num_classes or len(layer.weight))
     finally:
         inner.train(was_training)
     return replace(head, weight=layer.weight, bias=layer.bias)
@@ -269,7 +258,7 @@ def _is_gathered(model: nn.Module) -> bool:
 
 
 def _sharded(model: nn.Module) -> ModelError:
-    return ModelError(f"{type(_unwrap(model)).__name__}: its weights are sharded")
+    return ModelError(f"{type(unwrap(model)).__name__}: its weights are sharded")
 
 
 def _signals(loss: Loss) -> list[str]:

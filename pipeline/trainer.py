@@ -65,6 +65,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.losses = tuple(losses)
+        self.task = collator.task
         self.term_names = name_terms(self.losses)
         self.evaluate_model = evaluate_model
         self.metrics_file = metrics_file
@@ -155,7 +156,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             for loss, share in zip(self.losses, shares, strict=True)
         ]
         total, sums, outputs = weigh_terms(
-            model, inputs, self.losses, factors, self._fused_head(model, inputs)
+            model, inputs, self.losses, factors, self._fused_head(model, inputs), self.task
         )
         self._check_finite(total, sums)
         scales = torch.tensor([printed_scale(loss) for loss in self.losses])

@@ -159,10 +159,14 @@ def train_model(
     curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
     curve = _curve_examples(curve, evaluation)
     plain = dataclasses.replace(collator, signals={})  # held-out measurement reads no hidden states
-    rank = {"rank": args.process_index, "world_size": args.world_size}
+    shared: dict[str, Any] = {
+        "rank": args.process_index,
+        "world_size": args.world_size,
+        "tokenizer": tokenizer,
+    }
 
     def measure_curve(student: nn.Module) -> list[Metric]:
-        return measure(task, score_model(student, curve, plain, evaluation.batch_size, **rank))
+        return measure(task, score_model(student, curve, plain, evaluation.batch_size, **shared))
 
     stopping = evaluation.early_stopping
     patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
@@ -182,7 +186,7 @@ def train_model(
     seconds = trainer.seconds_training
     delattr(model, PROJECTIONS)
     _round_weights(model.eval(), save_dtype)
-    scores = score_model(model, final, plain, evaluation.batch_size, **rank)
+    scores = score_model(model, final, plain, evaluation.batch_size, **shared)
     if trainer.is_world_process_zero():
         model.to(save_dtype).save_pretrained(output)
         tokenizer.save_pretrained(output)

@@ -155,9 +155,9 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
 
 def _with_labels(task: Task, rows: Rows) -> Task:
     """A classifying task knows its classes from the data where its config does not name them."""
-    if task.head != "sequence":
+    if not hasattr(task, "labels"):
         return task
-    named = getattr(task, "labels", None)
+    named = task.label_names
     if named is not None and rows.label_names is not None and named != rows.label_names:
         raise ConfigError(
             f"task.labels: {', '.join(named[:8])}, but the data's labels are"
@@ -167,9 +167,7 @@ def _with_labels(task: Task, rows: Rows) -> Task:
 
 
 def _load_teacher(config: CacheConfig, task: Task, tokenizer: Any) -> Teacher:
-    labels = getattr(task, "labels", None)
-    classes = task.num_classes(tokenizer)
-    return Teacher.load(config.teacher, task.auto_class, task.head, classes, labels)
+    return Teacher.load(config.teacher, task, task.num_classes(tokenizer))
 
 
 def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> None:
@@ -179,7 +177,7 @@ def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> No
         DataError: an example is longer than the model.
         ModelError: unknown token ids, or packed documents that see one another.
     """
-    name, length = spool.longest_document if task.head == "tokens" else spool.longest
+    name, length = spool.longest if task.segments == "parts" else spool.longest_document
     limit = teacher.max_positions
     if limit is not None and length > limit:
         raise DataError(
@@ -192,7 +190,7 @@ def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> No
             f"{teacher.name}: embeds {rows:,} token ids, the data hold id {spool.max_token:,};"
             " use the tokenizer that the model was trained with"
         )
-    if spool.packed and task.head == "tokens":
+    if spool.packed and task.segments == "documents":
         pad_id = tokenizer.pad_token_id or 0
         require_isolation(teacher.model, lambda examples: task.batch(examples, pad_id).inputs)
 
@@ -231,10 +229,10 @@ def _make_draft(
         task=task.model_dump(mode="json"),
         targets=config.targets.resolve(teacher.num_classes),
         num_classes=teacher.num_classes,
-        shifted=task.head == "tokens",
+        shifted=task.shifted,
         signals=signals,
         positions=config.hidden.positions,
-        label_names=getattr(task, "labels", None),
+        label_names=task.label_names,
         columns=spool.columns,
         shard_examples=shard_examples,
         num_examples=len(spool),

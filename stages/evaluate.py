@@ -36,5 +36,6 @@ def evaluate(run: Path, split: str | None = None, device: str = "auto") -> list[
     model.to(device).eval()
     held_out = reading.select(split or config.evaluation.split)
     collator = reading.collator([])
-    scores = score_model(model, held_out, collator, config.evaluation.batch_size)
+    size, tokenizer = config.evaluation.batch_size, reading.tokenizer
+    scores = score_model(model, held_out, collator, size, tokenizer=tokenizer)
     return measure(reading.task, scores, config.evaluation.slices)

@@ -22,7 +22,14 @@ from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig
-from pipeline.student import FromScratch, Origin, build_student, freeze, own_tokenizer
+from pipeline.student import (
+    FromScratch,
+    Origin,
+    build_student,
+    freeze,
+    name_labels,
+    own_tokenizer,
+)
 from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections
 from pipeline.training import EvaluationConfig, Outcome, train_model
@@ -74,9 +81,7 @@ def train_student(config: StudentConfig) -> Path:
     model = build_student(
         config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
     )
-    if manifest.label_names:
-        model.config.id2label = dict(enumerate(manifest.label_names))
-        model.config.label2id = {name: i for i, name in enumerate(manifest.label_names)}
+    name_labels(model, manifest.label_names)
     freeze(model, config.freeze)
     parameters = model.num_parameters()
     attach_projections(model, config.losses, reading.widths(collator.signals))

@@ -20,7 +20,7 @@ from pipeline.losses.labels import CrossEntropy
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
-from pipeline.student import FromScratch, Origin, build_student, freeze
+from pipeline.student import FromScratch, Origin, build_student, freeze, name_labels
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.terms import attach_projections
@@ -73,14 +73,12 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         return output
     rows = load_rows(config.data)
     task = config.task
-    if task.head == "sequence":
+    if hasattr(task, "labels"):
         task = task.model_copy(update={"labels": rows.label_names})
     tokenizer = _tokenizer(config, rows)
     examples = list(task.examples(rows, tokenizer, config.data.carry))
     model = build_student(config.model, task, task.num_classes(tokenizer), tokenizer, config.seed)
-    if rows.label_names and task.head == "sequence":
-        model.config.id2label = dict(enumerate(rows.label_names))
-        model.config.label2id = {name: i for i, name in enumerate(rows.label_names)}
+    name_labels(model, task.label_names)
     freeze(model, config.freeze)
     losses = [CrossEntropy(label_smoothing=config.label_smoothing)]
     attach_projections(model, losses, {})

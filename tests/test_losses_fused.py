@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import make_targets, normal
-from small_worlds import V, make_example, make_student, make_trainer
+from small_worlds import TASK, V, make_example, make_student, make_trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -290,7 +290,7 @@ def test_a_student_under_autocast_is_fused_as_its_logits_would_be_computed(tmp_p
     assert fused is not None
     found = []
     for head in (fused, None):
-        total, sums, _ = weigh_terms(trainer.model, batch, losses, factors, head)
+        total, sums, _ = weigh_terms(trainer.model, batch, losses, factors, head, TASK)
         gradients = torch.autograd.grad(total, list(trainer.model.parameters()))
         found.append([total.detach(), sums, *gradients])
     for mine, plain in zip(*found, strict=True):

@@ -85,7 +85,7 @@ def test_a_loss_over_some_positions_is_the_mean_over_just_these(
     attach_projections(model, [loss], WIDTHS)
 
     batch = Collator(TASK, 0, SIGNALS)(whole)
-    _, student = run_student(model, batch, [loss])
+    _, student = run_student(model, batch, [loss], TASK)
     knowledge = Knowledge(batch["targets"], batch["label_ids"], batch["hidden"])
     learned = projections_of(model)["0"]
     assert isinstance(learned, nn.ModuleDict)
@@ -100,7 +100,7 @@ def test_a_loss_over_some_positions_is_the_mean_over_just_these(
     batch = Collator(TASK, 0, SIGNALS, positions)(some)
     count = batch["counts"][COUNTED.index("features")]
     assert int(count) == int(kept.sum())
-    found, _, _ = weigh_terms(model, batch, [loss], [1.0 / count], None)
+    found, _, _ = weigh_terms(model, batch, [loss], [1.0 / count], None, TASK)
     found.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(model.model.layers[0].mlp.up_proj.weight.grad, gradient)

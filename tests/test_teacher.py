@@ -73,7 +73,7 @@ def test_answers_are_the_softmax_of_the_model_whatever_is_batched_and_packed(
     packed = make_example([7, 20, 3], seed=1)
     single = make_example([11], seed=2)
     for example, found in zip(
-        [packed, single], ask(Teacher(model, "tokens", V), [packed, single]), strict=True
+        [packed, single], ask(Teacher(model, CausalLM(), V), [packed, single]), strict=True
     ):
         starts = np.cumsum([0, *example.segment_lengths])
         logits = torch.cat(
@@ -90,7 +90,7 @@ def test_answers_are_the_softmax_of_the_model_whatever_is_batched_and_packed(
 
 
 def test_positions_beyond_one_chunk_of_logits_are_answered_in_order() -> None:
-    teacher = Teacher(make_llama(), "tokens", V)
+    teacher = Teacher(make_llama(), CausalLM(), V)
     example = make_example([60])
     whole = ask(teacher, [example])[0].targets
     teacher.chunk_elements = 7 * V
@@ -105,7 +105,7 @@ def test_a_head_that_cannot_be_taken_apart_falls_back_to_the_whole_model(
     model = make_llama()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output**3 / 10)
     with caplog.at_level(logging.WARNING):
-        teacher = Teacher(model, "tokens", V)
+        teacher = Teacher(model, CausalLM(), V)
     assert len(caplog.records) == 1
     assert "held in memory instead" in caplog.text
     example = make_example([9])
@@ -116,7 +116,7 @@ def test_a_head_that_cannot_be_taken_apart_falls_back_to_the_whole_model(
 
 def test_layers_are_the_models_hidden_states_at_the_target_positions() -> None:
     model = make_llama()
-    teacher = Teacher(model, "tokens", V)
+    teacher = Teacher(model, CausalLM(), V)
     layers = teacher.name_layers([0, -1, 1])
     assert layers == {"layer.0": 0, "layer.2": 2, "layer.1": 1}
     example = make_example([13])
@@ -129,8 +129,8 @@ def test_layers_are_the_models_hidden_states_at_the_target_positions() -> None:
 
 def test_a_classifier_answers_once_per_text_and_keeps_every_tokens_state() -> None:
     model = make_bert()
-    teacher = Teacher(model, "sequence", 3)
     task = SequenceClassification(labels=TOPICS)
+    teacher = Teacher(model, task, 3)
     texts = [make_example([length], seed=length) for length in (5, 23)]
     examples = [
         Example(e.example_id, e.input_ids, e.segment_lengths, np.zeros(1, np.int32), np.array([2]))
@@ -148,14 +148,14 @@ def test_a_classifier_answers_once_per_text_and_keeps_every_tokens_state() -> No
 
 def test_a_bfloat16_teacher_answers_on_the_cpu() -> None:
     example = make_example([20])
-    full = ask(Teacher(make_llama(), "tokens", V), [example])[0].targets
-    half = ask(Teacher(make_llama().to(torch.bfloat16), "tokens", V), [example])[0].targets
+    full = ask(Teacher(make_llama(), CausalLM(), V), [example])[0].targets
+    half = ask(Teacher(make_llama().to(torch.bfloat16), CausalLM(), V), [example])[0].targets
     assert half.logits.dtype == torch.float32
     torch.testing.assert_close(half.label_log_probs, full.label_log_probs, rtol=0.1, atol=0.3)
 
 
 def test_answers_carry_no_gradient_but_may_enter_one() -> None:
-    targets = ask(Teacher(make_llama(), "tokens", V), [make_example([9])])[0].targets
+    targets = ask(Teacher(make_llama(), CausalLM(), V), [make_example([9])])[0].targets
     weight = torch.ones(V, requires_grad=True)
     (targets.logits * weight).sum().backward()
     assert not targets.logits.requires_grad
@@ -167,7 +167,7 @@ def test_logits_that_are_not_finite_name_their_example_and_position() -> None:
     sick = make_example([9], seed=5, name="the sick one")
     with torch.no_grad():
         model.model.embed_tokens.weight[int(sick.input_ids[4])] = torch.nan
-    teacher = Teacher(model, "tokens", V)
+    teacher = Teacher(model, CausalLM(), V)
     healthy = Example(
         "fine", np.full(6, 1, np.int32), np.array([6], np.int32), np.arange(5), np.ones(5)
     )
@@ -203,14 +203,14 @@ def test_a_model_that_numbers_positions_itself_is_asked_without_them() -> None:
     config = BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2, use_cache=False)
     model = AutoModelForCausalLM.from_config(config).eval()
     example = make_example([9])
-    found = ask(Teacher(model, "tokens", V), [example, make_example([20])])[0].targets
+    found = ask(Teacher(model, CausalLM(), V), [example, make_example([20])])[0].targets
     own = whole_logits(model, example.input_ids).logits[0, :8]
     torch.testing.assert_close(found.logits, own.topk(V).values, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_that_does_not_exist_is_refused(layer: int) -> None:
-    teacher = Teacher(make_llama(), "tokens", V)
+    teacher = Teacher(make_llama(), CausalLM(), V)
     with pytest.raises(ConfigError, match=rf"has no layer {layer}; it has 0 .* to 2, or -3 to -1"):
         teacher.name_layers([layer])
 
@@ -224,9 +224,9 @@ def test_the_longest_sequence_leaves_out_positions_kept_for_padding() -> None:
         num_attention_heads=2,
         max_position_embeddings=66,
     )
-    teacher = Teacher(RobertaForSequenceClassification(config).eval(), "sequence", 2)
+    teacher = Teacher(RobertaForSequenceClassification(config).eval(), SequenceClassification(), 2)
     assert teacher.max_positions == 64
-    assert Teacher(make_llama(), "tokens", V).max_positions == 64
+    assert Teacher(make_llama(), CausalLM(), V).max_positions == 64
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), tokens=st.integers(1, 200))
@@ -246,7 +246,7 @@ def test_rows_of_similar_length_share_a_batch() -> None:
 
 def test_a_twin_has_modules_of_its_own_over_the_same_tensors() -> None:
     model = make_llama()
-    teacher = Teacher(model, "tokens", V)
+    teacher = Teacher(model, CausalLM(), V)
     twin = teacher.twin()
     pairs = list(zip(model.named_modules(), twin.model.named_modules(), strict=True))
     assert all(mine is not other for (_, mine), (_, other) in pairs)
@@ -258,7 +258,7 @@ def test_a_twin_has_modules_of_its_own_over_the_same_tensors() -> None:
 
 
 def test_a_teacher_on_a_cpu_is_asked_by_every_core_unless_it_is_moved_while_it_runs() -> None:
-    teacher = Teacher(make_llama(), "tokens", V)
+    teacher = Teacher(make_llama(), CausalLM(), V)
     assert teacher.workers == torch.get_num_threads()
     teacher.model.hf_device_map = {"model.embed_tokens": "cpu", "model.layers.0": "disk"}
     assert teacher.workers == 1

@@ -1,13 +1,14 @@
 """A teacher is loaded, or refused in one line."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_teachers import TOPICS, make_bert, make_llama, make_tokenizer, save_teacher
 from transformers import BertModel
 
 from pipeline.errors import ModelError
+from pipeline.tasks.causal_lm import CausalLM
+from pipeline.tasks.sequence_classification import SequenceClassification
 from pipeline.teacher import (
     Teacher,
     TeacherConfig,
@@ -21,19 +22,18 @@ def test_identity_follows_weights_and_config_but_not_the_folder(tmp_path: Path) 
     for name in ("one", "two"):
         save_teacher(tmp_path / name, make_llama())
     one, two = (
-        Teacher.load(
-            TeacherConfig(model=str(tmp_path / name)), "AutoModelForCausalLM", "tokens", V
-        ).identity()
+        Teacher.load(TeacherConfig(model=str(tmp_path / name)), CausalLM(), V).identity()
         for name in ("one", "two")
     )
     assert one == two
-    assert Teacher(make_llama(rms_norm_eps=1e-3), "tokens", V).identity() != one
+    assert Teacher(make_llama(rms_norm_eps=1e-3), CausalLM(), V).identity() != one
 
 
-def load(folder: Path | str, auto_class: str = "AutoModelForCausalLM", **options: Any) -> Teacher:
-    output: Any = "tokens" if "Causal" in auto_class else "sequence"
-    classes = options.pop("classes", V)
-    return Teacher.load(TeacherConfig(model=str(folder)), auto_class, output, classes, **options)
+def load(folder: Path | str, labels: list[str] | None = None) -> Teacher:
+    config = TeacherConfig(model=str(folder))
+    if labels is None:
+        return Teacher.load(config, CausalLM(), V)
+    return Teacher.load(config, SequenceClassification(labels=labels), len(labels))
 
 
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_teacher_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_model_whose_head_was_never_trained_is_refused(tmp_path: Path) -> None:
     BertModel(make_bert().config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"has no weights for classifier\.bias \(2 missing\)"):
-        load(tmp_path, "AutoModelForSequenceClassification", classes=3, label_names=TOPICS)
+        load(tmp_path, TOPICS)
 
 
 def test_an_architecture_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -77,24 +77,19 @@ def test_labels_that_are_not_the_datas_are_refused(
 ) -> None:
     make_bert().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=complaint):
-        load(
-            tmp_path,
-            "AutoModelForSequenceClassification",
-            classes=len(labels),
-            label_names=labels,
-        )
+        load(tmp_path, labels)
 
 
 def test_a_tokenizer_larger_than_the_head_is_refused() -> None:
     with pytest.raises(ModelError, match="gives 304 logits, the tokenizer has 305 ids"):
-        Teacher(make_llama(), "tokens", 305)
+        Teacher(make_llama(), CausalLM(), 305)
 
 
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
     make_llama().save_pretrained(tmp_path)
     config = TeacherConfig(model=str(tmp_path), device="gpu")
     with pytest.raises(ModelError, match="'gpu' cannot be used here"):
-        Teacher.load(config, "AutoModelForCausalLM", "tokens", V)
+        Teacher.load(config, CausalLM(), V)
 
 
 def test_every_byte_is_a_token_of_the_fixture() -> None:

@@ -101,7 +101,7 @@ def test_masked_and_padded_positions_have_no_gradient_at_all(
     model = make_student()
     attach_projections(model, [loss], dict.fromkeys(SIGNALS, 6))
     batch = Collator(TASK, 0, SIGNALS)(examples)
-    outputs, student = run_student(model, batch, [loss])
+    outputs, student = run_student(model, batch, [loss], TASK)
     watched = [outputs.logits] if loss.unit in ("targets", "labels") else []
     if loss.layer_map or loss.needs_pooled:
         watched = [outputs.hidden_states[-1]]
@@ -195,7 +195,7 @@ def test_a_student_that_equals_its_teacher_has_no_divergence_and_the_teachers_ow
     attach_projections(model, losses, {})
     batch = Collator(TASK, 0)([example])
     with torch.no_grad():
-        _, student = run_student(model, batch, losses)
+        _, student = run_student(model, batch, losses, TASK)
         kl, ce = sum_terms(losses, student, batch, projections_of(model))
         ids = batch["inputs"]["input_ids"]
         own = model(input_ids=ids, labels=ids).loss  # transformers shifts the labels by itself

@@ -31,6 +31,7 @@ __all__ = [
     "build_student",
     "freeze",
     "load_model",
+    "name_labels",
     "own_tokenizer",
 ]
 
@@ -57,6 +58,13 @@ def build_student(
     if isinstance(origin, FromTeacher):
         keep_layers(model, origin.layers, origin.model)
     return model
+
+
+def name_labels(model: transformers.PreTrainedModel, names: Sequence[str] | None) -> None:
+    """Write the names of the classes, in order, into the model's config."""
+    if names:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
@@ -106,12 +114,12 @@ def _from_scratch(
     }
     accepted = _settings_of(known[origin.architecture])
     numbers = {k: v for k, v in wanted.items() if v is not None and k in accepted}
-    rows = max(num_classes, len(tokenizer)) if task.head == "tokens" else len(tokenizer)
+    rows = max(num_classes, len(tokenizer)) if task.vocabulary else len(tokenizer)
     numbers["vocab_size"] = rows
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         numbers[token] = getattr(tokenizer, token)
-    if task.head == "sequence":
-        numbers["num_labels"] = num_classes
+    if (labels := task.num_labels()) is not None:
+        numbers["num_labels"] = labels
     config = transformers.AutoConfig.for_model(origin.architecture, **numbers | origin.settings)
     if origin.dropout is not None:
         set_dropout(config, origin.dropout)

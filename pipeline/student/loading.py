@@ -35,8 +35,8 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(name, revision=revision)
         if dropout is not None:
             set_dropout(config, dropout)
-        if task.head == "sequence":
-            config.num_labels = num_classes
+        if (labels := task.num_labels()) is not None:
+            config.num_labels = labels
         model, found = auto.from_pretrained(
             name,
             revision=revision,
@@ -57,7 +57,9 @@ def load_model(
 def check_classes(model: nn.Module, task: Task, num_classes: int, name: str) -> None:
     """Refuse a head with fewer rows than there are classes."""
     config: Any = model.config
-    rows = config.num_labels if task.head == "sequence" else config.vocab_size
+    if not task.vocabulary:
+        return  # a head that does not fit is a new one
+    rows = config.get_text_config().vocab_size
     if rows < num_classes:
         raise ModelError(
             f"{name}: has {rows:,} classes, the cache has {num_classes:,}; choose a student whose"
@@ -80,7 +82,7 @@ def _require_weights(model: nn.Module, found: Mapping[str, Any], task: Task, nam
     }
     lacking = sorted({*found["missing_keys"], *mismatched})
     prefix = str(model.base_model_prefix)
-    if task.head == "sequence" and hasattr(model, prefix):
+    if not task.vocabulary and hasattr(model, prefix):
         backbone = f"{prefix}."
         lacking = [key for key in lacking if key.startswith(backbone) and "pooler" not in key]
     if lacking:

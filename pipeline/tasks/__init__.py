@@ -1,6 +1,6 @@
 """The tasks a teacher can be asked and a student can learn: one class and one line each."""
 
-from pipeline.tasks.base import Batch, Scores, Task
+from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.sequence_classification import SequenceClassification
 
@@ -9,4 +9,12 @@ TASKS: dict[str, type[Task]] = {
     "sequence-classification": SequenceClassification,
 }
 
-__all__ = ["TASKS", "Batch", "CausalLM", "Scores", "SequenceClassification", "Task"]
+__all__ = [
+    "TASKS",
+    "Batch",
+    "CausalLM",
+    "Observation",
+    "Scores",
+    "SequenceClassification",
+    "Task",
+]

@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import StrictModel
-from pipeline.examples import Example
+from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
 
@@ -47,6 +47,7 @@ class Scores:
         kl_to_teacher: KL(teacher || model) at T = 1, nan where there is no teacher.
         agreement: 1 where the model's first choice is the teacher's, nan where there is no teacher.
         columns: column name -> [N] array of the example's column, for slices.
+        observed: what `Task.observe` found, [N, ...] each, of any type.
     """
 
     label_ids: np.ndarray
@@ -56,23 +57,65 @@ class Scores:
     kl_to_teacher: np.ndarray
     agreement: np.ndarray
     columns: Mapping[str, np.ndarray]
+    observed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def where(self, mask: np.ndarray) -> "Scores":
         """The scores of some of the targets."""
-        picked = {k: v[mask] for k, v in vars(self).items() if k != "columns"}
-        return Scores(**picked, columns={k: v[mask] for k, v in self.columns.items()})
+        picked: dict[str, Any] = {
+            name: {key: part[mask] for key, part in value.items()}
+            if isinstance(value, Mapping)
+            else value[mask]
+            for name, value in vars(self).items()
+        }
+        return Scores(**picked)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What `Task.observe` may look at while examples are scored.
+
+    Attributes:
+        model: in evaluation mode; it may be asked again, for instance to generate.
+        tokenizer: the model's; None where the caller has none.
+        inputs: what the model was called with, on its device.
+        outputs: what it returned; its logits have no position where `logits` came in pieces.
+        logits: the rows at the targets, [N, V'] float32; None where they came in pieces.
+        examples: the examples, in batch order.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    inputs: Inputs
+    outputs: Any
+    logits: Tensor | None
+    examples: Sequence[Example]
 
 
 class Task(StrictModel, ABC):
     """A member of the family: its own configuration and all that differs between tasks."""
 
-    # Class facts. `head`: "tokens" models give [B, T, V] logits, "sequence" models [B, V].
-    head: ClassVar[Literal["tokens", "sequence"]]
+    # Class facts.
     auto_class: ClassVar[str]  # the transformers Auto class, e.g. "AutoModelForCausalLM"
+    vocabulary: ClassVar[bool]  # whether classes are token ids, and the model has a head over them
+    shifted: ClassVar[bool]  # whether the label of a target is the token after its position
     features: ClassVar[Literal["targets", "tokens"]]  # positions whose hidden states are kept
     same_tokens: ClassVar[bool]  # whether a student must read the teacher's very tokens
+    # What `Example.segment_lengths` counts: documents, which must not see one another; parts of one
+    # text, which do; or streams, each read by a stack of its own (encoder, decoder).
+    segments: ClassVar[Literal["documents", "parts", "streams"]] = "parts"
+    # Columns that a student with another tokenizer makes its examples from.
+    reads: ClassVar[tuple[str, ...]] = ("text",)
 
     name: str
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of the labels in order; None for a task whose classes have none."""
+        return getattr(self, "labels", None)
+
+    def num_labels(self) -> int | None:
+        """Outputs of the classification head; None for a model that has none."""
+        return None if self.label_names is None else len(self.label_names)
 
     @abstractmethod
     def examples(
@@ -102,6 +145,42 @@ class Task(StrictModel, ABC):
         """Findings for the report that are no single number; JSON values only."""
         return {}
 
+    def observe(self, seen: Observation) -> dict[str, np.ndarray]:
+        """What metrics need beyond the scores of single targets: [N, ...] by name, any type.
+
+        A value of an example stands at its first target (None or nan at the others), or at all.
+        """
+        return {}
+
+    def logits(self, outputs: Any, inputs: Inputs) -> Tensor:
+        """The rows that `Batch.target_index` counts, of what a model returned: [rows, V']."""
+        rows: Tensor = outputs.logits.flatten(0, -2)
+        return rows
+
+    def hidden_states(self, outputs: Any) -> Sequence[Tensor]:
+        """Embeddings and layers, [B, T, D] each, whose rows `Batch.feature_index` counts."""
+        states: Sequence[Tensor] = outputs.hidden_states
+        return states
+
+    def align(
+        self, own: Example, said: CachedExample, tokenizer: Any, teacher_tokenizer: Any
+    ) -> CachedExample:
+        """A student's own example with what the teacher said of the same id.
+
+        Args:
+            own: made by the student's tokenizer, maybe from another text.
+            said: made by the teacher's.
+        """
+        labels = said.targets.label_ids.new_tensor(own.label_ids)
+        targets = replace(said.targets, label_ids=labels)
+        return CachedExample(**vars(own), targets=targets, hidden=said.hidden)
+
+    def row(self, example: Example) -> dict[str, Any]:
+        """The row that a cached example was made from, as far as the cache carries it."""
+        label = int(example.label_ids[0])
+        known = {"id": example.example_id, "label": label if label >= 0 else None}
+        return {**example.columns, **known}
+
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
     ) -> Batch:
@@ -119,13 +198,11 @@ class Task(StrictModel, ABC):
         input_ids, attention_mask = torch.from_numpy(filled), torch.from_numpy(real).long()
         width = input_ids.shape[1]
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        target_index = _flat_index([e.target_positions for e in examples], width)
-        if self.head == "sequence":
-            target_index = torch.arange(len(examples))
+        target_index = flat_index([e.target_positions for e in examples], width)
         feature_index = target_index
         if self.features != "targets" or positions != "all":
             features = [pick_positions(self._features(e), e, positions) for e in examples]
-            feature_index = _flat_index(features, width)
+            feature_index = flat_index(features, width)
         return Batch(inputs, target_index, feature_index, examples)
 
     def _features(self, example: Example) -> np.ndarray:
@@ -134,7 +211,8 @@ class Task(StrictModel, ABC):
         return np.arange(len(example.input_ids))
 
 
-def _flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:
+def flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:
+    """Indices b * width + t of the positions t of each row b, int64."""
     flat = np.concatenate([np.asarray(p, dtype=np.int64) for p in positions])
     flat += np.repeat(np.arange(len(positions)) * width, [len(p) for p in positions])
     return torch.from_numpy(flat)

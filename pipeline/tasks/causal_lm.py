@@ -47,8 +47,10 @@ class CausalLM(Task):
             truncated on the right, or refused.
     """
 
-    head: ClassVar = "tokens"
     auto_class: ClassVar = "AutoModelForCausalLM"
+    vocabulary: ClassVar = True
+    shifted: ClassVar = True
+    segments: ClassVar = "documents"
     features: ClassVar = "targets"
     same_tokens: ClassVar = True
 

@@ -4,6 +4,7 @@ row -> tokens, cut on the right -> Example with one target -> scores -> accuracy
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -33,8 +34,9 @@ class SequenceClassification(Task):
         labels: class names in order; taken from the rows by the caller where left out.
     """
 
-    head: ClassVar = "sequence"
     auto_class: ClassVar = "AutoModelForSequenceClassification"
+    vocabulary: ClassVar = False
+    shifted: ClassVar = False
     features: ClassVar = "tokens"
     same_tokens: ClassVar = False
 
@@ -70,15 +72,16 @@ class SequenceClassification(Task):
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
     ) -> Batch:
         """See `Task.batch`; the second text of a pair has token type 1, and both see each other."""
-        batch = super().batch(examples, pad_id, positions)
+        batch = replace(
+            super().batch(examples, pad_id, positions), target_index=torch.arange(len(examples))
+        )
         if all(len(example.segment_lengths) == 1 for example in examples):
             return batch
         types = torch.zeros_like(batch.inputs["input_ids"])
         for row, example in enumerate(examples):
             first, last = int(example.segment_lengths[0]), len(example.input_ids)
             types[row, first:last] = 1
-        inputs = {**batch.inputs, "token_type_ids": types}
-        return Batch(inputs, batch.target_index, batch.feature_index, batch.examples)
+        return replace(batch, inputs={**batch.inputs, "token_type_ids": types})
 
     def metrics(self, scores: Scores) -> list[Metric]:
         """Accuracy, macro F1, loss and calibration on labels; agreement and KL with the teacher."""

@@ -1,6 +1,6 @@
 """One forward pass without gradients, and what is kept of it.
 
-    inputs -> base model once -> head on chunks of target positions -> sparse_targets, on the device
+    inputs -> model once, without its head -> head on chunks of target positions -> sparse_targets
            -> chosen layers at feature positions, pooled vector -> copy to the CPU -> Captured
 
 The head never sees more positions than make a chunk of bounded size, so no [B, T, V] tensor in
@@ -12,14 +12,14 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
-from pipeline.heads import OutputHead
+from pipeline.heads import OutputHead, head_input
 from pipeline.identity import digest_json, digest_weights
 from pipeline.targets import Targets
 from pipeline.teacher.captured import Captured
@@ -56,6 +56,18 @@ class CaptureSpec:
     hidden_dtype: torch.dtype = torch.float32
 
 
+class Asked(Protocol):
+    """What a teacher must know of the task that it is asked; every `Task` is one."""
+
+    auto_class: ClassVar[str]
+    vocabulary: ClassVar[bool]
+
+    @property
+    def label_names(self) -> list[str] | None: ...
+    def logits(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor: ...
+    def hidden_states(self, outputs: Any) -> Sequence[Tensor]: ...
+
+
 class Teacher:
     """A frozen model that answers batches.
 
@@ -65,17 +77,18 @@ class Teacher:
         num_layers: L; hidden states have the indices 0 (embeddings) to L.
         width: D.
         head: the output head of a language model; None where the whole model gives the logits.
+        task: says where in the model's outputs logits and hidden states are.
         forward: how long the model itself took, the head included.
         chunk_elements: float32 logits held at a time.
         block_elements: logits whose top-k and sums are taken at a time.
     """
 
-    def __init__(self, model: Any, output: Literal["tokens", "sequence"], num_classes: int) -> None:
+    def __init__(self, model: Any, task: Asked, num_classes: int) -> None:
         """Wrap a loaded model.
 
         Args:
             model: in evaluation mode.
-            output: "tokens" for logits [B, T, V], "sequence" for [B, V].
+            task: what it is asked.
             num_classes: V.
 
         Raises:
@@ -87,25 +100,23 @@ class Teacher:
         text = model.config.get_text_config()
         self.num_layers = int(text.num_hidden_layers)
         self.width = int(text.hidden_size)
-        self._output = output
+        self.task = task
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.forward = Stopwatch(self.device)
         on_cpu = self.device.type == "cpu"
         self.chunk_elements = _CPU_CHUNK if on_cpu else _GPU_CHUNK
         self.block_elements = _CPU_BLOCK if on_cpu else _GPU_CHUNK
-        self.head = _find_head(model, num_classes) if output == "tokens" else None
+        self.head = _find_head(model, num_classes) if task.vocabulary else None
 
     @classmethod
     def load(
         cls,
         config: TeacherConfig,
-        auto_class: str,
-        output: Literal["tokens", "sequence"],
+        task: Asked,
         num_classes: int,
-        label_names: Sequence[str] | None = None,
     ) -> "Teacher":
         """Load a teacher for a task; see `load_model` and `__init__` for arguments and errors."""
-        return cls(load_model(config, auto_class, label_names), output, num_classes)
+        return cls(load_model(config, task.auto_class, task.label_names), task, num_classes)
 
     @property
     def workers(self) -> int:
@@ -191,9 +202,8 @@ class Teacher:
         put = {name: _send(tensor, self.device) for name, tensor in known.items()}
         labels = torch.cat([torch.from_numpy(e.label_ids).long() for e in examples])
         with self.forward:
-            source, states = self._run(put, spec)
-        flat = source if self._output == "sequence" else source.flatten(0, 1)
-        targets = self._sparse(_select(flat, target_index), labels, spec, generator)
+            rows, states = self._run(put, spec)
+        targets = self._sparse(_select(rows, target_index), labels, spec, generator)
         hidden = {
             name: _select(states[index].flatten(0, 1), feature_index).to(spec.hidden_dtype)
             for name, index in spec.layers.items()
@@ -204,14 +214,18 @@ class Teacher:
         features = _count_by_row(feature_index, inputs)
         return Captured.start_copy(targets, hidden, examples, features)
 
-    def _run(self, inputs: Mapping[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
-        """What the logits are made from (hidden states if there is a head), and hidden states."""
+    def _run(self, inputs: dict[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
+        """What the logits are made from, by row (what the head is given, where there is one), and
+        hidden states."""
         wanted = {"output_hidden_states": True} if spec.layers or spec.pooled else {}
-        if self.head is not None:
-            answer = self.model.base_model(**inputs, **wanted)
-            return answer.last_hidden_state, answer.hidden_states if wanted else ()
-        answer = self.model(**inputs, **wanted)
-        return answer.logits, answer.hidden_states if wanted else ()
+        if self.head is None:
+            outputs = self.model(**inputs, **wanted)
+            rows = self.task.logits(outputs, inputs)
+        else:
+            with head_input(self.model) as seen:
+                outputs = self.model(**inputs, **wanted)
+            rows = seen[0].flatten(0, -2)
+        return rows, self.task.hidden_states(outputs) if wanted else ()
 
     def _sparse(
         self, rows: Tensor, labels: Tensor, spec: CaptureSpec, generator: torch.Generator | None

@@ -154,7 +154,7 @@ class Setting:
     def model(self) -> Any:
         """The teacher as transformers gives it, on its device."""
         classes = self.task.num_classes(self.tokenizer)
-        return Teacher.load(self.teacher, self.task.auto_class, self.task.head, classes).model
+        return Teacher.load(self.teacher, self.task, classes).model
 
     @cached_property
     def examples(self) -> list[Example]:
