@@ -6,7 +6,7 @@ The teacher may have read English where the student reads Yoruba, or other token
 then the example id alone joins the two, which only a task with one distribution per example allows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,6 +91,11 @@ class Reading:
             raise DataError(f"inputs: no example is in split {split!r}; see inputs.splits")
         return Selection(self._joined, np.array(found))
 
+    @property
+    def teacher_layers(self) -> int:
+        """L of the teacher."""
+        return int(str(self.cache.manifest.identity.teacher["layers"]))
+
     def collator(self, losses: Sequence[Loss]) -> Collator:
         """Joins examples and the hidden-state signals that the losses compare.
 
@@ -101,9 +106,10 @@ class Reading:
         for loss in losses:
             self._check_temperature(loss)
             if loss.needs_pooled:
-                signals["pooled"] = self._find_signal("pooled")
+                signals["pooled"] = "pooled"
             for layer in loss.layer_map.values():
-                signals[f"layer.{layer}"] = self._find_signal(f"layer.{self._canonical(layer)}")
+                signals[f"layer.{layer}"] = f"layer.{self._canonical(layer)}"
+        self._require_signals(signals.values())
         positions = self.cache.manifest.positions
         return Collator(self.task, self.tokenizer.pad_token_id or 0, signals, positions)
 
@@ -121,7 +127,7 @@ class Reading:
             )
 
     def _canonical(self, layer: int) -> int:
-        total = int(str(self.cache.manifest.identity.teacher["layers"]))
+        total = self.teacher_layers
         canonical = layer + total + 1 if layer < 0 else layer
         if not 0 <= canonical <= total:
             raise ConfigError(
@@ -129,21 +135,22 @@ class Reading:
             )
         return canonical
 
-    def _find_signal(self, name: str) -> str:
+    def _require_signals(self, names: Collection[str]) -> None:
         kept = self.cache.manifest.signals
-        if name not in kept:
+        if missing := sorted(set(names) - set(kept)):
             shown = ", ".join(sorted(kept)) or "none"
             raise ConfigError(
-                f"losses: {self.cache.path} has no hidden states {name!r} (it has {shown}); add"
+                f"losses: {self.cache.path} has no hidden states"
+                f" {', '.join(map(repr, missing))} (it has {shown}); add"
                 " them to hidden in the cache's config and cache the teacher again"
             )
         aligned = self.own_rows is None or self.task.features == "targets"
-        if kept[name].per == "feature" and not aligned:
-            raise ConfigError(
-                f"losses: {name} is cached per token of the teacher's text, but this student reads"
-                " other tokens; compare pooled vectors instead (pooled: true)"
-            )
-        return name
+        for name in names:
+            if kept[name].per == "feature" and not aligned:
+                raise ConfigError(
+                    f"losses: {name} is cached per token of the teacher's text, but this student"
+                    " reads other tokens; compare pooled vectors instead (pooled: true)"
+                )
 
 
 def open_reading(

@@ -77,14 +77,16 @@ def train_student(config: StudentConfig) -> Path:
     manifest = reading.cache.manifest
     if check_run_folder(config.output, config):
         return config.output
-    collator = reading.collator(config.losses)
     model = build_student(
         config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
     )
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    losses = [loss.resolve(depth, reading.teacher_layers) for loss in config.losses]
+    collator = reading.collator(losses)
     name_labels(model, manifest.label_names)
     freeze(model, config.freeze)
     parameters = model.num_parameters()
-    attach_projections(model, config.losses, reading.widths(collator.signals))
+    attach_projections(model, losses, reading.widths(collator.signals))
     train = reading.select("train")
     if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
         rows = reading.own_rows  # a row without a label teaches such a student nothing
@@ -96,7 +98,7 @@ def train_student(config: StudentConfig) -> Path:
     outcome = train_model(
         model,
         reading.task,
-        config.losses,
+        losses,
         train,
         {name: reading.select(name) for name in {curve_split, config.evaluation.split}},
         collator,

@@ -20,7 +20,12 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         for temperature in (1.0, 2.0)
     ],
     "cross_entropy": [{}, {"label_smoothing": 0.1}],
-    "hidden_mse": [{"layers": {1: -1}}, {"layers": {0: 0, -1: 2}}, {"pooled": True}],
+    "hidden_mse": [
+        {"layers": {1: -1}},
+        {"layers": {0: 0, -1: 2}},
+        {"layers": {1: -1}, "normalise": True},
+        {"pooled": True},
+    ],
     "hidden_cosine": [{"layers": {1: -1}}, {"layers": {0: 0, -1: 2}}, {"pooled": True}],
 }
 

@@ -176,6 +176,7 @@ def test_a_member_is_found_by_its_name_and_keeps_its_settings() -> None:
         ({"name": "forward_kl", "temperature": 0}, "greater than 0"),
         ({"name": "forward_kl", "tail": "buckets"}, "bucket"),
         ({"name": "cross_entropy", "label_smoothing": 1.5}, "less than 1"),
+        ({"name": "hidden_mse", "layers": "unifrom"}, "expected uniform, last, or {student layer"),
         ({"name": "hidden_mse"}, "either layers: .* or pooled: true"),
         ({"name": "hidden_cosine", "pooled": True, "layers": {1: 2}}, "either layers"),
     ],

@@ -86,6 +86,45 @@ def test_layers_are_asked_for_as_the_config_wrote_them() -> None:
     assert dict(loss.layer_map) == {-1: -2, 0: 0}
 
 
+@pytest.mark.parametrize(
+    ("rule", "student", "teacher", "expected"),
+    [
+        ("uniform", 4, 12, {1: 3, 2: 6, 3: 9, 4: 12}),
+        ("uniform", 2, 5, {1: 3, 2: 5}),
+        ("uniform", 3, 2, {1: 1, 2: 2, 3: 2}),
+        ("last", 3, 12, {1: 10, 2: 11, 3: 12}),
+        ("last", 2, 2, {1: 1, 2: 2}),
+    ],
+)
+def test_a_rule_pairs_every_layer_of_the_student_once_both_depths_are_known(
+    rule: str, student: int, teacher: int, expected: dict[int, int]
+) -> None:
+    loss = HiddenMSE.model_validate({"layers": rule, "weight": 0.5}).resolve(student, teacher)
+    assert dict(loss.layer_map) == expected
+    assert loss.weight == 0.5
+
+
+def test_chosen_layers_stay_as_they_were_chosen() -> None:
+    loss = HiddenCosine(layers={-1: 3})
+    assert loss.resolve(2, 12) == loss
+
+
+def test_a_rule_that_does_not_fit_the_depths_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layers: last, but the student has 5 .* use .* uniform"):
+        HiddenMSE(layers="last").resolve(5, 3)
+    with pytest.raises(ConfigError, match="no layers that can be counted; name them"):
+        HiddenMSE(layers="uniform").resolve(0, 3)
+
+
+def test_the_normalised_mse_is_the_squared_distance_of_unit_vectors() -> None:
+    loss = HiddenMSE(layers={1: -1}, normalise=True, projection="none")
+    mine, theirs = normal(0, 6, 4), normal(1, 6, 4)
+    units = [vectors / vectors.norm(dim=1, keepdim=True) for vectors in (mine, theirs)]
+    found = compare(loss, {1: mine}, {"layer.-1": theirs})
+    torch.testing.assert_close(found, (units[0] - units[1]).square().sum(dim=1))
+    torch.testing.assert_close(compare(loss, {1: 7 * mine}, {"layer.-1": 0.1 * theirs}), found)
+
+
 def test_projections_are_the_same_for_the_same_seed() -> None:
     loss = HiddenMSE(layers={1: 2, -1: -1})
     states = []

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from small_runs import (
+    TINY,
     count_tokens,
     make_language_cache,
     make_student_config,
@@ -28,6 +29,8 @@ from stages.progress import TrainingProgress
 from stages.train_student import read_cache, train_student
 from stages.train_teacher import TrainTeacherConfig, train_teacher
 
+TWO_LAYERS = {"from": "scratch", "architecture": "llama", **TINY, "layers": 2}
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +43,7 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     losses = [
         {"name": "forward_kl", "weight": 0.9},
         {"name": "cross_entropy", "weight": 0.1},
-        {"name": "hidden_mse", "layers": {1: -1}},
+        {"name": "hidden_mse", "layers": "uniform"},
     ]
     output = tmp_path_factory.mktemp("runs") / "tiny"
     return train_student(make_student_config(cache, output, losses=losses, evaluation={"every": 2}))
@@ -173,6 +176,10 @@ def test_a_run_that_never_began_may_be_configured_anew(cache: Path, tmp_path: Pa
         ({"losses": [{"name": "forward_kl", "temperature": 3.0}]}, r"temperature 3, .* holds 1, 2"),
         ({"losses": [{"name": "hidden_mse", "layers": {1: 1}}]}, r"'layer.1' \(it has layer.0, l"),
         ({"losses": [{"name": "hidden_mse", "layers": {1: 9}}]}, r"no layer 9; it has 0 .* to 2"),
+        (
+            {"student": TWO_LAYERS, "losses": [{"name": "hidden_mse", "layers": "uniform"}]},
+            r"no hidden states 'layer.1' \(it has layer.0, layer.2\)",
+        ),
         ({"losses": [{"name": "hidden_mse", "pooled": True}]}, "no hidden states 'pooled'"),
         ({"evaluation": {"split": "tset"}}, "has no split 'tset'; did you mean 'test'"),
         ({"evaluation": {"early_stopping": {}}}, "early_stopping: needs evaluation.every"),

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
@@ -78,6 +78,14 @@ class Loss(StrictModel, ABC):
     def weight_at(self, progress: float) -> float:
         """The weight at progress in [0, 1] of training."""
         return self.weight.at(progress) if isinstance(self.weight, Schedule) else self.weight
+
+    def resolve(self, student_layers: int, teacher_layers: int) -> Self:
+        """The same with every layer by its number, once it is known how many the two have.
+
+        Raises:
+            ConfigError: a rule for choosing layers that does not fit these depths.
+        """
+        return self
 
     @property
     @abstractmethod

@@ -1,0 +1,107 @@
+"""Which hidden states of student and teacher are compared: pairs of layers, or the pooled vectors.
+
+layers: uniform | last | {student: teacher} -- resolve, with both depths --> {student: teacher}
+"""
+
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.losses.base import Knowledge, Loss, StudentOutputs, Unit
+
+
+def _spread(layer: int, student: int, teacher: int) -> int:
+    return -(-layer * teacher // student)
+
+
+def _align_ends(layer: int, student: int, teacher: int) -> int:
+    return layer + teacher - student
+
+
+# Of layer m of the student's M and the teacher's N: "uniform" ceil(m N / M), so that the last
+# meets the last (Jiao et al. 2020, TinyBERT; PKD-skip of Sun et al. 2019); "last" N - M + m, the
+# top M layers of the teacher (PKD-last of Sun et al. 2019).
+MAPS: dict[str, Callable[[int, int, int], int]] = {"uniform": _spread, "last": _align_ends}
+
+
+class LayerLoss(Loss, ABC):
+    """What the losses of hidden states share: which vectors are compared.
+
+    Attributes:
+        layers: student layer -> teacher layer, 0 the embeddings, negative from the last; or
+            "uniform" or "last", for every layer of the student but the embeddings.
+        pooled: compare the pooled vectors instead, one per example.
+    """
+
+    layers: dict[int, int] | Literal["uniform", "last"] = Field(default_factory=dict)
+    pooled: bool = False
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _require_known_map(cls, layers: Any) -> Any:
+        if isinstance(layers, Mapping) or layers in MAPS:
+            return layers
+        raise ValueError(f"expected {', '.join(MAPS)}, or {{student layer: teacher layer}}")
+
+    @model_validator(mode="after")
+    def _check_what_is_compared(self) -> Self:
+        if self.pooled == bool(self.layers):
+            raise ValueError(
+                "expected either layers: {student layer: teacher layer} or pooled: true"
+            )
+        return self
+
+    def resolve(self, student_layers: int, teacher_layers: int) -> Self:
+        """See `Loss.resolve`."""
+        if not isinstance(self.layers, str):
+            return self
+        if student_layers < 1:
+            raise ConfigError(
+                f"losses: {self.name}: layers: {self.layers}, but the student has no layers that"
+                " can be counted; name them: {student layer: teacher layer}"
+            )
+        if self.layers == "last" and student_layers > teacher_layers:
+            raise ConfigError(
+                f"losses: {self.name}: layers: last, but the student has {student_layers} layers"
+                f" and the teacher {teacher_layers}; use layers: uniform"
+            )
+        pick = MAPS[self.layers]
+        layers = range(1, student_layers + 1)
+        found = {layer: pick(layer, student_layers, teacher_layers) for layer in layers}
+        return self.model_copy(update={"layers": found})
+
+    @property
+    def unit(self) -> Unit:
+        return "examples" if self.pooled else "features"
+
+    @property
+    def layer_map(self) -> Mapping[int, int]:
+        assert not isinstance(self.layers, str), "resolve() comes first"
+        return self.layers
+
+    @property
+    def needs_pooled(self) -> bool:
+        return self.pooled
+
+    def pairs(
+        self, student: StudentOutputs, knowledge: Knowledge
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """A name for each pair, and its vectors: [n, D] of the student, [n, D'] of the teacher."""
+        if self.pooled:
+            if student.pooled is None:
+                raise ConfigError(
+                    f"{self.name}: pooled: true, but the student gives no pooled vector;"
+                    " compare layers instead"
+                )
+            yield "pooled", student.pooled, knowledge.hidden["pooled"]
+        for mine, theirs in self.layer_map.items():
+            yield name_pair(mine), student.hidden[mine], knowledge.hidden[f"layer.{theirs}"]
+
+
+def name_pair(student_layer: int) -> str:
+    """The name of the pair of a student's layer; a module's name may hold no dot."""
+    return f"layer_{student_layer}"
