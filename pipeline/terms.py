@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -273,8 +272,3 @@ def name_terms(losses: Sequence[Loss]) -> list[str]:
         same = sum(name.split("#")[0] == loss.name for name in names)
         names.append(f"{loss.name}#{same + 1}" if same else loss.name)
     return names
-
-
-def printed_scale(loss: Loss) -> float:
-    """T², which belongs to the gradient: terms are logged without it, comparable across runs."""
-    return float(np.square(loss.temperature_needed or 1.0))

@@ -28,7 +28,6 @@ from pipeline.terms import (
     attach_projections,
     fuse_head,
     name_terms,
-    printed_scale,
     weigh_terms,
 )
 
@@ -159,7 +158,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             model, inputs, self.losses, factors, self._fused_head(model, inputs), self.task
         )
         self._check_finite(total, sums)
-        scales = torch.tensor([printed_scale(loss) for loss in self.losses])
+        scales = torch.tensor([loss.gradient_scale for loss in self.losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
         self._term_sums = self._term_sums.to(total.device) + means
         # DDP averages gradients over ranks; the counts above are already those of all ranks.

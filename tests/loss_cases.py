@@ -19,6 +19,10 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         for tail in ("bucket", "draws", "renormalise")
         for temperature in (1.0, 2.0)
     ],
+    "reverse_kl": [{}, {"temperature": 2.0}],
+    "jensen_shannon": [{"tail": "bucket"}, {"tail": "draws", "beta": 0.2, "temperature": 2.0}],
+    "skew_kl": [{"tail": "bucket"}, {"tail": "draws", "reverse": True, "temperature": 2.0}],
+    "total_variation": [{"tail": "bucket"}, {"tail": "draws", "temperature": 2.0}],
     "cross_entropy": [{}, {"label_smoothing": 0.1}],
     "hidden_mse": [
         {"layers": {1: -1}},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import make_targets, normal
+from loss_cases import all_losses, describe, make_targets, normal
 from small_worlds import TASK, V, make_example, make_student, make_trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,15 +23,7 @@ from pipeline.losses.labels import CrossEntropy
 from pipeline.targets import UNLABELLED
 from pipeline.terms import fuse_head, weigh_terms
 
-LOSSES: list[ClassLoss] = [
-    *(
-        ForwardKL(tail=tail, temperature=temperature)
-        for tail in ("bucket", "draws", "renormalise")
-        for temperature in (1.0, 2.0)
-    ),
-    CrossEntropy(),
-    CrossEntropy(label_smoothing=0.1),
-]
+LOSSES = [loss for loss in all_losses() if isinstance(loss, ClassLoss)]
 
 
 def make_head(
@@ -88,9 +80,7 @@ def assert_equal(
         torch.testing.assert_close(mine, plain, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "loss", LOSSES, ids=lambda loss: str(loss.model_dump(exclude_defaults=True))
-)
+@pytest.mark.parametrize("loss", LOSSES, ids=describe)
 @pytest.mark.parametrize(
     "head",
     [

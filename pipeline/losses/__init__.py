@@ -1,12 +1,22 @@
 """The family of losses: a member is one class that is its own configuration, and one line here."""
 
 from pipeline.losses.base import Knowledge, Loss, Schedule, StudentOutputs, Unit
-from pipeline.losses.divergences import ForwardKL
+from pipeline.losses.divergences import (
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    TotalVariation,
+)
 from pipeline.losses.hidden import HiddenCosine, HiddenMSE
 from pipeline.losses.labels import CrossEntropy
 
 LOSSES: dict[str, type[Loss]] = {
     "forward_kl": ForwardKL,
+    "reverse_kl": ReverseKL,
+    "jensen_shannon": JensenShannon,
+    "skew_kl": SkewKL,
+    "total_variation": TotalVariation,
     "cross_entropy": CrossEntropy,
     "hidden_mse": HiddenMSE,
     "hidden_cosine": HiddenCosine,

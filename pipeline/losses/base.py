@@ -98,6 +98,11 @@ class Loss(StrictModel, ABC):
         return None
 
     @property
+    def gradient_scale(self) -> float:
+        """A factor in its values that belongs to the gradient; logged terms are without it."""
+        return 1.0
+
+    @property
     def layer_map(self) -> Mapping[int, int]:
         """Student layer -> teacher layer it compares (negative: from the last); empty if none."""
         return {}

@@ -1,44 +1,44 @@
 """Divergences between the teacher's sparse distribution and the student, one value per position.
 
-    Targets -- at(T) --> SparseDistribution -- ask_bucket | ask_draws | ask_kept --> Question
-    student logits --> Picked --> KL x T²
+    Targets -- at(T) --> SparseDistribution -- tail rule --> Question -- student logits --> D x T²
 
-p is the teacher, q the student, both at temperature T; S the kept classes, m = 1 - sum_S p.
+p is the teacher, q the student, both at temperature T. All but the reverse KL are sum_i p_i f(p_i /
+q_i) with an f that does not explode where q is large, which is why draws from p can estimate them.
 """
 
+import math
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Knowledge, Unit
 from pipeline.losses.classes import ClassLoss, Picked, Question
+from pipeline.losses.tails import ask_bucket, ask_draws, ask_kept, ids_or_nothing, outcomes
 from pipeline.targets import SparseDistribution
 
 Tail = Literal["auto", "bucket", "draws", "renormalise"]
 
+_SMALLEST_TAIL = 2.0**-24  # below this 1 - sum_S p cannot be told from 0 in float32
+_FAR = 60.0  # nats beyond which a bounded f has reached its limit
 
-class ForwardKL(ClassLoss):
-    """KL(teacher || student) at a cached temperature, times T².
+
+class Divergence(ClassLoss):
+    """A distance from the teacher at a cached temperature, times T².
 
     T² keeps the size of the gradient, and so the balance with the other losses, the same at every
     temperature (Hinton et al. 2015).
 
     Attributes:
         temperature: T, one of those that were cached.
-        tail: what stands for the classes that were not kept. "bucket": one outcome with all their
-            mass; little noise, a lower bound of the dense KL. "draws": the cached draws; unbiased,
-            noisier. "auto": draws where the cache holds some, else bucket. "renormalise": nothing,
-            the kept probabilities are scaled to sum to 1; biased towards over-confident students,
-            here to compare with.
     """
 
-    name: Literal["forward_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0.0)
-    tail: Tail = "auto"
 
     @property
     def unit(self) -> Unit:
@@ -48,8 +48,12 @@ class ForwardKL(ClassLoss):
     def temperature_needed(self) -> float:
         return self.temperature
 
+    @property
+    def gradient_scale(self) -> float:
+        return self.temperature**2
+
     def question(self, knowledge: Knowledge, width: int) -> Question:
-        """T² KL in nats per target position.
+        """The scaled divergence in nats per target position.
 
         Raises:
             ConfigError: there are no targets, the temperature was not cached, or `tail: draws` is
@@ -57,102 +61,159 @@ class ForwardKL(ClassLoss):
         """
         if knowledge.targets is None:
             raise ConfigError(
-                "forward_kl: a teacher's targets are needed, found none; give a cache"
+                f"{self.name}: a teacher's targets are needed, found none; give a cache"
             )
-        question = self._divergence(knowledge.targets.at(self.temperature))
+        question = self._ask(knowledge.targets.at(self.temperature))
         return replace(
-            question, answer=lambda picked: self.temperature**2 * question.answer(picked)
+            question, answer=lambda picked: self.gradient_scale * question.answer(picked)
         )
 
-    def _divergence(self, teacher: SparseDistribution) -> Question:
+    @abstractmethod
+    def _ask(self, teacher: SparseDistribution) -> Question:
+        """The divergence from the teacher at this temperature, not scaled."""
+
+
+class RatioDivergence(Divergence):
+    """sum_i p_i f(p_i / q_i), which every tail rule can serve.
+
+    Attributes:
+        tail: what stands for the classes that were not kept. "bucket": one outcome with all their
+            mass; little noise, a lower bound of the dense value. "draws": the cached draws;
+            unbiased, noisier. "auto": draws where the cache holds some, else bucket. "renormalise":
+            nothing, the kept probabilities are scaled to sum to 1; biased towards over-confident
+            students, here to compare with.
+    """
+
+    tail: Tail = "auto"
+
+    @abstractmethod
+    def of_ratio(self, r: Tensor) -> Tensor:
+        """f at r = log p - log q, any shape; 0 at 0."""
+
+    def _ask(self, teacher: SparseDistribution) -> Question:
         draws = teacher.draw_ids.shape[1] > 0
         whole = teacher.ids.shape[1] == teacher.num_classes
         if self.tail == "renormalise":
-            return ask_kept(teacher, self.temperature)
+            return ask_kept(teacher, self.of_ratio, self.temperature)
         if self.tail == "draws" and not (draws or whole):
             raise ConfigError(
-                "forward_kl: tail: draws, but the cache holds no draws; use tail: bucket, or cache"
-                " the teacher with targets.tail_draws"
+                f"{self.name}: tail: draws, but the cache holds no draws; use tail: bucket, or"
+                " cache the teacher with targets.tail_draws"
             )
         if whole or (draws and self.tail != "bucket"):
-            return ask_draws(teacher, self.temperature)
-        return ask_bucket(teacher, self.temperature)
+            return ask_draws(teacher, self.of_ratio, self.temperature)
+        return ask_bucket(teacher, self.of_ratio, self.temperature)
 
 
-def ask_bucket(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
-    """KL over the kept classes and one outcome more: m against 1 - sum_S q, [N] nats.
+class ForwardKL(RatioDivergence):
+    """KL(p || q): the student covers all that the teacher holds possible (Hinton et al. 2015)."""
 
-    0 <= KL_bucket <= KL_dense, growing with K (the data-processing inequality), equal at K = V.
+    name: Literal["forward_kl"] = "forward_kl"
 
-    Args:
-        teacher: the teacher at this temperature.
-        temperature: T.
+    def of_ratio(self, r: Tensor) -> Tensor:
+        return r
+
+
+class SkewKL(RatioDivergence):
+    """KL to a mixture of both, which bounds it and tames its gradient (DistiLLM, Ko et al. 2024).
+
+    Forward it is KL(p || alpha p + (1 - alpha) q), reverse KL(q || (1 - alpha) p + alpha q). The
+    reverse one needs the teacher's probability wherever the student has some, but at most log 1 /
+    alpha depends on it, so that both can be estimated from draws.
+
+    Attributes:
+        alpha: share of the first argument in the mixture; near 0 it is the plain KL.
+        reverse: the reverse one.
     """
 
-    def answer(picked: Picked) -> Tensor:
-        outcomes = torch.cat([picked.scores, picked.others[:, None]], dim=1)
-        log_tail = teacher.tail_mass.to(outcomes.dtype).log()[:, None]
-        log_probs = torch.cat([teacher.log_probs.to(outcomes.dtype), log_tail], dim=1)
-        normaliser = torch.logsumexp(outcomes, dim=1, keepdim=True)
-        return _weighted_log_ratio(log_probs.exp(), log_probs, outcomes - normaliser)
+    name: Literal["skew_kl"] = "skew_kl"
+    alpha: float = Field(default=0.1, gt=0.0, lt=1.0)
+    reverse: bool = False
 
-    ids = _ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes)
-    return Question(ids, teacher.num_classes, answer, temperature, exclude=True)
+    def of_ratio(self, r: Tensor) -> Tensor:
+        return (_skew_reverse if self.reverse else _skew_forward)(r, self.alpha)
 
 
-def ask_draws(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
-    """sum_S p (log p - log q) + sum_j w_j (log p_j - log q_j) over the draws j, [N] nats.
+class JensenShannon(RatioDivergence):
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (GKD, Agarwal et al.
+    2024).
 
-    An unbiased estimate of the dense KL, and so is its gradient; exact where every class is kept.
-    A single estimate may be negative.
+    It needs the teacher's probability off the kept set, where the student may have some: the bucket
+    gives it as one number. The draws serve too, because what the teacher hardly ever draws enters
+    with a bounded weight.
 
-    Args:
-        teacher: the teacher at this temperature, with its draws.
-        temperature: T.
+    Attributes:
+        beta: 0.5 is symmetric and at most log 2; near 0 the value is beta times the forward KL,
+            near 1 it is 1 - beta times the reverse one.
     """
-    ids, log_probs = teacher.ids, teacher.log_probs
-    weights = log_probs.exp()
-    if ids.shape[1] < teacher.num_classes:
-        ids = torch.cat([ids, teacher.draw_ids], dim=1)
-        log_probs = torch.cat([log_probs, teacher.draw_log_probs], dim=1)
-        weights = torch.cat([weights, teacher.draw_weights], dim=1)
-    return _ask_weighted(ids, weights, log_probs, teacher.num_classes, temperature)
+
+    name: Literal["jensen_shannon"] = "jensen_shannon"
+    beta: float = Field(default=0.5, gt=0.0, lt=1.0)
+
+    def of_ratio(self, r: Tensor) -> Tensor:
+        other = 1.0 - self.beta
+        return self.beta * _skew_forward(r, self.beta) + other * _skew_reverse(r, other)
 
 
-def ask_kept(teacher: SparseDistribution, temperature: float = 1.0) -> Question:
-    """KL(p / sum_S p || q) over the kept classes, [N] nats; 0 where none is kept.
+class TotalVariation(RatioDivergence):
+    """sum_i |p_i - q_i| / 2, times T (f-distill, Wen et al. 2023).
 
-    Biased: its optimum puts nothing on the tail.
-
-    Args:
-        teacher: the teacher at this temperature.
-        temperature: T.
+    It is sum_i max(p_i - q_i, 0) too, because both sum to 1, and that is what draws estimate. Its
+    gradient falls as 1 / T where that of a KL falls as 1 / T², hence the factor.
     """
-    kept_mass = torch.logsumexp(teacher.log_probs, dim=1, keepdim=True)
-    log_probs = teacher.log_probs - kept_mass.masked_fill(kept_mass == -torch.inf, 0.0)
-    return _ask_weighted(teacher.ids, log_probs.exp(), log_probs, teacher.num_classes, temperature)
+
+    name: Literal["total_variation"] = "total_variation"
+
+    @property
+    def gradient_scale(self) -> float:
+        return self.temperature
+
+    def of_ratio(self, r: Tensor) -> Tensor:
+        return -torch.expm1(-r.clamp(min=0.0))
 
 
-def _ask_weighted(
-    ids: Tensor, weights: Tensor, log_probs: Tensor, num_classes: int, temperature: float
-) -> Question:
-    """sum w (log p - log q) over entries [N, K] of the student's distribution q."""
+class ReverseKL(Divergence):
+    """KL(q || p): the student keeps to what the teacher holds possible (MiniLLM, Gu et al. 2024).
 
-    def answer(picked: Picked) -> Tensor:
-        scores = picked.scores - picked.others[:, None]
-        return _weighted_log_ratio(weights.to(scores), log_probs.to(scores), scores)
+    It needs the teacher's probability off the kept set, where the student may have some. The bucket
+    gives it as one number, and the value is a lower bound of the dense one, equal where every class
+    is kept. Draws cannot serve: what the teacher rules out and the student believes is where this
+    divergence is large, and it is never drawn, so that their estimate has no useful variance.
 
-    return Question(_ids_or_nothing(ids, log_probs, num_classes), num_classes, answer, temperature)
+    Attributes:
+        tail: "bucket", see above. Its mass is taken as at least 6e-8, what float32 can tell from
+            nothing, so that a teacher that is sure costs at most 17 nats.
+    """
+
+    name: Literal["reverse_kl"] = "reverse_kl"
+    tail: Literal["bucket"] = "bucket"
+
+    def _ask(self, teacher: SparseDistribution) -> Question:
+        teacher = replace(teacher, tail_mass=teacher.tail_mass.clamp(min=_SMALLEST_TAIL))
+
+        def answer(picked: Picked) -> Tensor:
+            log_probs, student = outcomes(teacher, picked)
+            present = (student > -torch.inf) & (log_probs > -torch.inf)
+            student = torch.where(present, student, 0.0)
+            log_ratio = student - torch.where(present, log_probs, 0.0)
+            return torch.where(present, student.exp() * log_ratio, 0.0).sum(dim=1)
+
+        ids = ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes)
+        return Question(ids, teacher.num_classes, answer, self.temperature, exclude=True)
 
 
-def _ids_or_nothing(ids: Tensor, log_probs: Tensor, num_classes: int) -> Tensor:
-    """Point entries without probability (padding of a short row) at the class that is none."""
-    return ids.masked_fill(log_probs == -torch.inf, num_classes)
+def _skew_forward(r: Tensor, alpha: float) -> Tensor:
+    """log p / (alpha p + (1 - alpha) q): at most log 1 / alpha."""
+    return -torch.logaddexp(r.new_tensor(math.log(alpha)), math.log1p(-alpha) - r)
 
 
-def _weighted_log_ratio(weights: Tensor, log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
-    """sum w (log p - log q) over the last dimension, where 0 (log 0 - ...) is 0."""
-    present = log_probs > -torch.inf
-    log_probs = torch.where(present, log_probs, 0.0)
-    student_log_probs = torch.where(present, student_log_probs, 0.0)
-    return (torch.where(present, weights, 0.0) * (log_probs - student_log_probs)).sum(dim=1)
+def _skew_reverse(r: Tensor, alpha: float) -> Tensor:
+    """(q / p) log q / ((1 - alpha) p + alpha q) + (1 - q / p) log 1 / alpha.
+
+    The second term adds nothing over all classes, where p and q sum to 1, and leaves a sum with a
+    bound on both sides: log 1 / alpha - odds * log(1 + exp y) / exp y, with odds = (1 - alpha) /
+    alpha and y = r + log odds. Without it q / p, which has none, would be the weight of a draw.
+    """
+    odds = (1.0 - alpha) / alpha
+    y = (r + math.log(odds)).clamp(-_FAR, _FAR)
+    return -math.log(alpha) - odds * functional.softplus(y) * torch.exp(-y)
