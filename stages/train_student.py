@@ -114,7 +114,7 @@ def train_student(config: StudentConfig) -> Path:
         task=reading.task.name,
         config=config.model_dump(mode="json"),
         identity={"cache": manifest.digest},
-        model=_describe_model(model, parameters),
+        model=_describe_model(model, parameters, reading.task.auto_class),
         training=describe_training(outcome, len(train)),
         metrics=outcome.metrics,
         details={
@@ -150,9 +150,12 @@ def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:
     }
 
 
-def _describe_model(model: transformers.PreTrainedModel, parameters: int) -> dict[str, Any]:
+def _describe_model(
+    model: transformers.PreTrainedModel, parameters: int, auto_class: str
+) -> dict[str, Any]:
     config = model.config
     return {
+        "auto_class": auto_class,
         "architecture": config.model_type,
         "parameters": parameters,
         "layers": getattr(config, "num_hidden_layers", None),

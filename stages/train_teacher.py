@@ -30,7 +30,8 @@ from stages.quiet import quiet_libraries
 
 
 class NewTokenizer(StrictModel):
-    """A byte-level BPE made from the training text; one special token begins and ends documents."""
+    """A byte-level BPE made from the training text; one special token begins and ends documents,
+    another one hides tokens where the task is masked-lm."""
 
     vocab_size: int = Field(ge=257)
 
@@ -123,7 +124,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
 
 def _tokenizer(config: TrainTeacherConfig, rows: Rows) -> Any:
     if config.tokenizer is not None:
-        return _train_tokenizer(config.tokenizer, rows)
+        return _train_tokenizer(config.tokenizer, rows, masks=config.task.name == "masked-lm")
     if isinstance(config.model, FromScratch):
         return transformers.AutoTokenizer.from_pretrained(config.model.architecture)
     try:
@@ -133,23 +134,24 @@ def _tokenizer(config: TrainTeacherConfig, rows: Rows) -> Any:
         raise ModelError(f"{config.model.model}: has no tokenizer ({first})") from error
 
 
-def _train_tokenizer(wanted: NewTokenizer, rows: Rows) -> Any:
+def _train_tokenizer(wanted: NewTokenizer, rows: Rows, masks: bool) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    end = "<|endoftext|>"
+    end, mask = "<|endoftext|>", "<|mask|>"
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=wanted.vocab_size,
-        special_tokens=[end],
+        special_tokens=[end, mask] if masks else [end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(_training_text(rows), trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=end, eos_token=end, pad_token=end
-    )
+    named = {"bos_token": end, "eos_token": end, "pad_token": end}
+    if masks:
+        named["mask_token"] = mask
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
 
 
 def _training_text(rows: Rows) -> Iterator[str]:

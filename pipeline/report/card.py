@@ -7,11 +7,6 @@ import yaml
 
 from pipeline.runs import Result
 
-_AUTO_CLASS = {
-    "causal-lm": "AutoModelForCausalLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-}
-
 
 def write_card(folder: Path, result: Result) -> None:
     """Write <folder>/README.md in the form the hub reads."""
@@ -70,7 +65,7 @@ def _metrics(result: Result) -> str:
 def _use(result: Result) -> str:
     ours = result.model["architecture"] == "hashed-bag"
     first = "import pipeline.student  # registers hashed-bag\n" if ours else ""
-    auto = _AUTO_CLASS[result.task]
+    auto = result.model["auto_class"]
     return (
         f"```python\n{first}from transformers import AutoTokenizer, {auto}\n\n"
         f'model = {auto}.from_pretrained("{result.name}")\n'

@@ -2,10 +2,12 @@
 
 from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
+from pipeline.tasks.masked_lm import MaskedLM
 from pipeline.tasks.sequence_classification import SequenceClassification
 
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
+    "masked-lm": MaskedLM,
     "sequence-classification": SequenceClassification,
 }
 
@@ -13,6 +15,7 @@ __all__ = [
     "TASKS",
     "Batch",
     "CausalLM",
+    "MaskedLM",
     "Observation",
     "Scores",
     "SequenceClassification",

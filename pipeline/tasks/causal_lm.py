@@ -61,7 +61,7 @@ class CausalLM(Task):
 
     def num_classes(self, tokenizer: Any) -> int:
         """The number of token ids, gaps included."""
-        return int(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
+        return count_ids(tokenizer)
 
     def examples(
         self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
@@ -94,19 +94,7 @@ class CausalLM(Task):
 
     def metrics(self, scores: Scores) -> list[Metric]:
         """Loss, perplexity, accuracy, calibration on labels; agreement, KL with the teacher."""
-        labelled = scores.where(scores.label_ids != UNLABELLED)
-        found = []
-        if len(labelled.label_ids):
-            correct = labelled.predictions == labelled.label_ids
-            loss = -float(labelled.label_log_probs.mean())
-            ece = expected_calibration_error(labelled.confidence, correct)
-            found += [
-                Metric("loss", loss, "nats/token", "lower"),
-                Metric("perplexity", float(np.exp(loss)), "", "lower"),
-                Metric("accuracy", 100.0 * float(correct.mean()), "%", "higher"),
-                Metric("ece", ece, "%", "lower"),
-            ]
-        return found + teacher_metrics(scores)
+        return language_metrics(scores)
 
     def _pieces(
         self, row: Mapping[str, Any], ids: np.ndarray, learned: np.ndarray, carry: Sequence[str]
@@ -149,6 +137,28 @@ class CausalLM(Task):
                     group, room = [], self.block_size
         if group:
             yield group
+
+
+def count_ids(tokenizer: Any) -> int:
+    """The number of token ids of a tokenizer, gaps included."""
+    return int(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
+
+
+def language_metrics(scores: Scores, perplexity: str = "perplexity") -> list[Metric]:
+    """Loss, its exponential, accuracy and calibration on labels; agreement, KL with the teacher."""
+    labelled = scores.where(scores.label_ids != UNLABELLED)
+    found = []
+    if len(labelled.label_ids):
+        correct = labelled.predictions == labelled.label_ids
+        loss = -float(labelled.label_log_probs.mean())
+        ece = expected_calibration_error(labelled.confidence, correct)
+        found += [
+            Metric("loss", loss, "nats/token", "lower"),
+            Metric(perplexity, float(np.exp(loss)), "", "lower"),
+            Metric("accuracy", 100.0 * float(correct.mean()), "%", "higher"),
+            Metric("ece", ece, "%", "lower"),
+        ]
+    return found + teacher_metrics(scores)
 
 
 def teacher_metrics(scores: Scores) -> list[Metric]:
