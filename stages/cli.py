@@ -111,6 +111,29 @@ def compare_command(
     print(f"report: {compare(runs, output)}")
 
 
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished student.")],
+    format: Annotated[str, typer.Option(help="transformers or int8.")] = "transformers",
+    output: Annotated[
+        Path | None, typer.Option(help="Where it goes; RUN/exports/FORMAT where left out.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Weights of a transformers folder: bfloat16, float16.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="What is measured: train, validation or test.")
+    ] = None,
+) -> None:
+    """Write a finished student in a form to deploy, and print what that lost.
+
+    Example: stillroom export runs/demo/kd --format int8
+    """
+    from stages.export import export, print_export
+
+    print_export(export(run, format, output, dtype, split), Console())
+
+
 @app.command("inspect")
 def inspect_command(
     cache: Annotated[Path, typer.Argument(help="The folder of a finished cache.")],

@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 
 from stages.cli import app, main
 
-COMMANDS = ["cache-teacher", "train-student", "train-teacher", "evaluate", "compare", "inspect"]
+COMMANDS = [
+    *("cache-teacher", "train-student", "train-teacher", "evaluate", "compare", "inspect"),
+    "export",
+]
 
 
 @pytest.fixture

@@ -24,7 +24,10 @@ FLOORS: list[set[str]] = [
     {"identity", "positions"},
     {"sources", "heads", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
-    {"batches", "terms", "evaluation", "reading", "resuming", "trainer", "training", "capture"},
+    {
+        *("batches", "terms", "evaluation", "reading", "resuming", "trainer", "training"),
+        *("capture", "export"),
+    },
 ]
 STAGE_FLOOR = len(FLOORS)
 MODELS = {"cache": CacheConfig, "student": StudentConfig, "teacher": TrainTeacherConfig}

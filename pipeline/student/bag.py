@@ -106,15 +106,20 @@ class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         return output if return_dict else output.to_tuple()
 
     def _mean(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, D] mean of the counted embeddings, without holding [B, T, D]."""
+        """[B, D] mean of the counted embeddings, where it can be without holding [B, T, D]."""
         if self.training and self.config.token_dropout > 0:
             kept = torch.rand(mask.shape, device=mask.device) >= self.config.token_dropout
             mask = mask & kept
-        weights = mask.to(self.embeddings.weight.dtype)
-        sums = nn.functional.embedding_bag(
+        weights = mask.to(self.classifier.bias.dtype)
+        return self._sum(input_ids, weights) / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+    def _sum(self, input_ids: Tensor, weights: Tensor) -> Tensor:
+        if type(self.embeddings) is not nn.Embedding or torch.compiler.is_exporting():
+            # in int8, or as a graph
+            return torch.matmul(weights[:, None], self.embeddings(input_ids))[:, 0]
+        return nn.functional.embedding_bag(
             input_ids, self.embeddings.weight, mode="sum", per_sample_weights=weights
         )
-        return sums / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
 
     def _classify(self, pooled: Tensor) -> Tensor:
         state = self.dropout(pooled)
