@@ -129,7 +129,8 @@ class Collator:
 
     The result holds `inputs` (what the model is called with), `target_index` [N], `feature_index`
     [M], `label_ids` [N], `token_mask` [B, T] (False where padded), `counts` [5] (in the order of
-    COUNTED), `targets` (where the examples come from a cache) and `hidden` (signal -> [M, D]).
+    COUNTED), `targets` (where the examples come from a cache), `hidden` (signal -> [M, D]) and
+    `documents` [M] (see `Task.number_documents`; only where a signal has a row per position).
 
     Attributes:
         task: pads and locates.
@@ -173,6 +174,8 @@ class Collator:
             late = self.decode_late and torch.utils.data.get_worker_info() is None
             joined["targets"] = join_targets(cached, late)
             joined["hidden"] = _stack_hidden(cached, self.signals)
+            if set(self.signals) - {"pooled"}:
+                joined["documents"] = self.task.number_documents(examples, self.positions)
         return joined
 
 

@@ -105,10 +105,7 @@ class Reading:
         signals: dict[str, str] = {}
         for loss in losses:
             self._check_temperature(loss)
-            if loss.needs_pooled:
-                signals["pooled"] = "pooled"
-            for layer in loss.layer_map.values():
-                signals[f"layer.{layer}"] = f"layer.{self._canonical(layer)}"
+            signals |= {name: self._canonical(name) for name in loss.compares.values()}
         self._require_signals(signals.values())
         positions = self.cache.manifest.positions
         return Collator(self.task, self.tokenizer.pad_token_id or 0, signals, positions)
@@ -126,14 +123,18 @@ class Reading:
                 " with it"
             )
 
-    def _canonical(self, layer: int) -> int:
-        total = self.teacher_layers
+    def _canonical(self, name: str) -> str:
+        """The cached name of a signal that a loss may have counted from the last layer."""
+        kind, dot, number = name.partition(".")
+        if not dot:
+            return name
+        layer, total = int(number), self.teacher_layers
         canonical = layer + total + 1 if layer < 0 else layer
         if not 0 <= canonical <= total:
             raise ConfigError(
                 f"losses: the teacher has no layer {layer}; it has 0 (embeddings) to {total}"
             )
-        return canonical
+        return f"{kind}.{canonical}"
 
     def _require_signals(self, names: Collection[str]) -> None:
         kept = self.cache.manifest.signals

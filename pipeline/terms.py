@@ -16,11 +16,12 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ModelError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.losses.classes import ClassLoss
 from pipeline.losses.fused import FusedHead
+from pipeline.outputs import run_student
 from pipeline.tasks.base import Task
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
@@ -33,10 +34,8 @@ def attach_projections(
     width = int(getattr(model.config, "hidden_size", 0))
     modules = nn.ModuleDict()
     for index, loss in enumerate(losses):
-        teacher_width = next(
-            (teacher_widths[signal] for signal in _signals(loss) if signal in teacher_widths), 0
-        )
-        modules[str(index)] = loss.projections(width, teacher_width)
+        theirs = next(iter(loss.compares.values()), "")  # all that a loss compares are as wide
+        modules[str(index)] = loss.projections(width, teacher_widths.get(theirs, 0))
     model.add_module(PROJECTIONS, modules)
 
 
@@ -163,40 +162,6 @@ def _sum_in_head(
             handle.remove()
 
 
-def run_student(
-    model: nn.Module, batch: Mapping[str, Any], losses: Sequence[Loss], task: Task
-) -> tuple[Any, StudentOutputs]:
-    """Call the student and keep what counts: logits at targets, hidden states at features."""
-    layers = sorted({layer for loss in losses for layer in loss.layer_map})
-    pooled = any(loss.needs_pooled for loss in losses)
-    wanted = {"output_hidden_states": True} if layers or pooled else {}
-    outputs = model(**batch["inputs"], **wanted)
-    logits = task.logits(outputs, batch["inputs"])
-    if len(logits):
-        logits = logits.index_select(0, batch["target_index"])
-    if not (layers or pooled):
-        return outputs, StudentOutputs(logits)
-    states = task.hidden_states(outputs)
-    depth = len(states)
-    for layer in layers:
-        if not -depth <= layer < depth:
-            raise ConfigError(
-                f"losses: the student has no layer {layer}; it has 0 (embeddings) to {depth - 1}"
-            )
-    hidden = {
-        layer: states[layer].flatten(0, 1).index_select(0, batch["feature_index"])
-        for layer in layers
-    }
-    vector = pool(states[-1], batch["token_mask"]) if pooled else None
-    return outputs, StudentOutputs(logits, hidden, vector)
-
-
-def pool(hidden: Tensor, token_mask: Tensor) -> Tensor:
-    """Mean of [B, T, D] over the tokens that are not padding (mask [B, T]), [B, D]."""
-    mask = token_mask.unsqueeze(-1).to(hidden)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-
-
 def sum_terms(
     losses: Sequence[Loss],
     student: StudentOutputs,
@@ -216,7 +181,12 @@ def _sum(loss: Loss, student: StudentOutputs, knowledge: Knowledge, own: nn.Modu
 
 
 def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
-    return Knowledge(batch.get("targets"), batch["label_ids"], batch.get("hidden", {}))
+    return Knowledge(
+        batch.get("targets"),
+        batch["label_ids"],
+        batch.get("hidden", {}),
+        batch.get("documents"),
+    )
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -258,11 +228,6 @@ def _is_gathered(model: nn.Module) -> bool:
 
 def _sharded(model: nn.Module) -> ModelError:
     return ModelError(f"{type(unwrap(model)).__name__}: its weights are sharded")
-
-
-def _signals(loss: Loss) -> list[str]:
-    layers = [f"layer.{layer}" for layer in loss.layer_map.values()]
-    return [*layers, "pooled"] if loss.needs_pooled else layers
 
 
 def name_terms(losses: Sequence[Loss]) -> list[str]:

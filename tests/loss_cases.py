@@ -11,6 +11,7 @@ from pipeline.targets import UNLABELLED, Targets
 
 V, PADDED, STUDENT_WIDTH, TEACHER_WIDTH = 7, 9, 3, 4
 TEMPERATURES = (1.0, 2.0, 4.0)
+DOCUMENT = 3  # positions
 
 # A member that is not named here is tested as it comes, without settings.
 CONFIGS: dict[str, list[dict[str, Any]]] = {
@@ -95,8 +96,8 @@ class Case:
 
     def values(self) -> Tensor:
         """One value per unit position."""
-        hidden = {layer: self.leaves[f"layer.{layer}"] for layer in self.loss.layer_map}
-        student = StudentOutputs(self.leaves["logits"], hidden, self.leaves["pooled"])
+        hidden = {signal: self.leaves[signal] for signal in self.loss.compares}
+        student = StudentOutputs(self.leaves["logits"], hidden)
         return self.loss.per_position(student, self.knowledge, self.projections)
 
     def gradients(self) -> dict[str, Tensor]:
@@ -114,12 +115,14 @@ class Case:
 
     def select(self, index: Tensor) -> "Case":
         """The same at some of the positions; the leaves stay those of the whole."""
-        targets = self.knowledge.targets
+        targets, documents = self.knowledge.targets, self.knowledge.documents
         assert targets is not None
+        assert documents is not None
         knowledge = Knowledge(
             targets.select(index),
             self.knowledge.label_ids[index],
             {name: tensor[index] for name, tensor in self.knowledge.hidden.items()},
+            documents[index],
         )
         leaves = {name: leaf[index] for name, leaf in self.leaves.items()}
         return replace(self, leaves=leaves, knowledge=knowledge)
@@ -134,17 +137,15 @@ def make_case(
 ) -> Case:
     """A case with some positions unlabelled, a padded head and unequal widths."""
     leaves = {"logits": normal(seed, positions, PADDED, scale=2.0, dtype=dtype)}
-    teacher = {"pooled": normal(seed + 1, positions, TEACHER_WIDTH, dtype=dtype)}
-    for layer, theirs in loss.layer_map.items():
-        leaves[f"layer.{layer}"] = normal(seed + layer + 2, positions, STUDENT_WIDTH, dtype=dtype)
-        teacher[f"layer.{theirs}"] = normal(
-            seed - theirs + 9, positions, TEACHER_WIDTH, dtype=dtype
-        )
-    leaves["pooled"] = normal(seed + 8, positions, STUDENT_WIDTH, dtype=dtype)
+    teacher = {}
+    for number, (mine, theirs) in enumerate(loss.compares.items()):
+        leaves[mine] = normal(seed + number + 2, positions, STUDENT_WIDTH, dtype=dtype)
+        teacher[theirs] = normal(seed + number + 9, positions, TEACHER_WIDTH, dtype=dtype)
     targets = make_targets(normal(seed + 5, positions, V, scale=2.0, dtype=dtype), 3, draws=2)
     labels = torch.arange(positions) % V
     labels[1::3] = UNLABELLED
     torch.manual_seed(seed)
     projections = loss.projections(STUDENT_WIDTH, TEACHER_WIDTH).to(dtype)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    return Case(loss, leaves, Knowledge(targets, labels, teacher), projections)
+    documents = torch.arange(positions) // DOCUMENT
+    return Case(loss, leaves, Knowledge(targets, labels, teacher, documents), projections)

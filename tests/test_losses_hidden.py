@@ -17,11 +17,11 @@ NO_LABELS = torch.empty(0, dtype=torch.int64)
 
 def compare(
     loss: HiddenLoss,
-    student: dict[int, torch.Tensor],
+    student: dict[str, torch.Tensor],
     teacher: dict[str, torch.Tensor],
     projections: nn.ModuleDict | None = None,
 ) -> torch.Tensor:
-    outputs = StudentOutputs(torch.empty(0, 1), student, student.get(99))
+    outputs = StudentOutputs(torch.empty(0, 1), student)
     knowledge = Knowledge(None, NO_LABELS, teacher)
     return loss.per_position(outputs, knowledge, projections or nn.ModuleDict())
 
@@ -30,14 +30,14 @@ def test_mse_is_the_mean_over_the_width_of_one_position() -> None:
     loss = HiddenMSE(layers={1: -1}, projection="none")
     mine = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     theirs = torch.tensor([[1.0, 5.0], [1.0, -1.0]])
-    assert compare(loss, {1: mine}, {"layer.-1": theirs}).tolist() == [4.5, 1.0]
+    assert compare(loss, {"layer.1": mine}, {"layer.-1": theirs}).tolist() == [4.5, 1.0]
 
 
 def test_cosine_sees_the_direction_only() -> None:
     loss = HiddenCosine(layers={1: -1}, projection="none")
     mine = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
     theirs = torch.tensor([[5.0, 0.0], [0.0, -1.0], [0.0, 4.0]])
-    found = compare(loss, {1: mine}, {"layer.-1": theirs})
+    found = compare(loss, {"layer.1": mine}, {"layer.-1": theirs})
     torch.testing.assert_close(found, torch.tensor([0.0, 2.0, 1.0]))
 
 
@@ -46,7 +46,7 @@ def test_cosine_sees_the_direction_only() -> None:
 def test_equal_states_cost_nothing_and_pull_nowhere(member: type[HiddenLoss], seed: int) -> None:
     mine = normal(seed, 4, 5).requires_grad_()
     loss = member(layers={-1: -1}, projection="none")
-    found = compare(loss, {-1: mine}, {"layer.-1": mine.detach().clone()})
+    found = compare(loss, {"layer.-1": mine}, {"layer.-1": mine.detach().clone()})
     (grad,) = torch.autograd.grad(found.sum(), mine)
     torch.testing.assert_close(found, torch.zeros_like(found))
     torch.testing.assert_close(grad, torch.zeros_like(grad))
@@ -54,7 +54,7 @@ def test_equal_states_cost_nothing_and_pull_nowhere(member: type[HiddenLoss], se
 
 @both
 def test_several_layers_count_as_their_mean(member: type[HiddenLoss]) -> None:
-    student = {0: normal(0, 3, 4), -1: normal(1, 3, 4)}
+    student = {"layer.0": normal(0, 3, 4), "layer.-1": normal(1, 3, 4)}
     teacher = {"layer.2": normal(2, 3, 4), "layer.-1": normal(3, 3, 4)}
     pairs = [
         compare(member(layers={mine: theirs}, projection="none"), student, teacher)
@@ -69,21 +69,17 @@ def test_pooled_vectors_are_counted_by_example(member: type[HiddenLoss]) -> None
     loss = member(pooled=True)
     torch.manual_seed(0)
     projections = loss.projections(3, 5)
-    found = compare(loss, {99: normal(0, 2, 3)}, {"pooled": normal(1, 2, 5)}, projections.double())
-    assert (loss.unit, loss.needs_pooled, dict(loss.layer_map)) == ("examples", True, {})
+    found = compare(
+        loss, {"pooled": normal(0, 2, 3)}, {"pooled": normal(1, 2, 5)}, projections.double()
+    )
+    assert (loss.unit, dict(loss.compares)) == ("examples", {"pooled": "pooled"})
     assert found.shape == (2,)
-
-
-@both
-def test_a_student_without_a_pooled_vector_is_told_so(member: type[HiddenLoss]) -> None:
-    with pytest.raises(ConfigError, match="gives no pooled vector; compare layers"):
-        compare(member(pooled=True), {}, {"pooled": normal(1, 2, 5)})
 
 
 def test_layers_are_asked_for_as_the_config_wrote_them() -> None:
     loss = HiddenMSE.model_validate({"layers": {"-1": -2, 0: 0}})
-    assert (loss.unit, loss.needs_pooled) == ("features", False)
-    assert dict(loss.layer_map) == {-1: -2, 0: 0}
+    assert loss.unit == "features"
+    assert dict(loss.compares) == {"layer.-1": "layer.-2", "layer.0": "layer.0"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +96,7 @@ def test_a_rule_pairs_every_layer_of_the_student_once_both_depths_are_known(
     rule: str, student: int, teacher: int, expected: dict[int, int]
 ) -> None:
     loss = HiddenMSE.model_validate({"layers": rule, "weight": 0.5}).resolve(student, teacher)
-    assert dict(loss.layer_map) == expected
+    assert loss.layers == expected
     assert loss.weight == 0.5
 
 
@@ -120,9 +116,11 @@ def test_the_normalised_mse_is_the_squared_distance_of_unit_vectors() -> None:
     loss = HiddenMSE(layers={1: -1}, normalise=True, projection="none")
     mine, theirs = normal(0, 6, 4), normal(1, 6, 4)
     units = [vectors / vectors.norm(dim=1, keepdim=True) for vectors in (mine, theirs)]
-    found = compare(loss, {1: mine}, {"layer.-1": theirs})
+    found = compare(loss, {"layer.1": mine}, {"layer.-1": theirs})
     torch.testing.assert_close(found, (units[0] - units[1]).square().sum(dim=1))
-    torch.testing.assert_close(compare(loss, {1: 7 * mine}, {"layer.-1": 0.1 * theirs}), found)
+    torch.testing.assert_close(
+        compare(loss, {"layer.1": 7 * mine}, {"layer.-1": 0.1 * theirs}), found
+    )
 
 
 def test_projections_are_the_same_for_the_same_seed() -> None:
@@ -153,7 +151,7 @@ def test_a_projection_learns_a_linear_map_between_the_widths(member: type[Hidden
     optimizer = torch.optim.Adam(projections.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
-        found = compare(loss, {1: mine}, {"layer.-1": theirs}, projections).mean()
+        found = compare(loss, {"layer.1": mine}, {"layer.-1": theirs}, projections).mean()
         found.backward()
         optimizer.step()
     assert found.item() < 1e-3
@@ -163,19 +161,21 @@ def test_a_projection_learns_a_linear_map_between_the_widths(member: type[Hidden
 def test_half_precision_states_are_compared_in_single_precision(member: type[HiddenLoss]) -> None:
     mine, theirs = normal(0, 4, 5, dtype=torch.bfloat16), normal(1, 4, 5, dtype=torch.float32)
     loss = member(layers={1: -1}, projection="none")
-    found = compare(loss, {1: mine}, {"layer.-1": theirs})
+    found = compare(loss, {"layer.1": mine}, {"layer.-1": theirs})
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, compare(loss, {1: mine.float()}, {"layer.-1": theirs}))
+    torch.testing.assert_close(
+        found, compare(loss, {"layer.1": mine.float()}, {"layer.-1": theirs})
+    )
     torch.manual_seed(0)
     loss = member(layers={1: -1})
-    projected = compare(loss, {1: mine}, {"layer.-1": theirs}, loss.projections(5, 5))
+    projected = compare(loss, {"layer.1": mine}, {"layer.-1": theirs}, loss.projections(5, 5))
     assert projected.dtype == torch.float32
 
 
 def test_a_state_of_zeros_has_a_finite_gradient() -> None:
     mine = torch.zeros(2, 3, requires_grad=True)
     loss = HiddenCosine(layers={1: -1}, projection="none")
-    found = compare(loss, {1: mine}, {"layer.-1": torch.eye(2, 3)})
+    found = compare(loss, {"layer.1": mine}, {"layer.-1": torch.eye(2, 3)})
     (grad,) = torch.autograd.grad(found.sum(), mine)
     assert found.tolist() == [1.0, 1.0]
     assert grad.isfinite().all()

@@ -21,9 +21,10 @@ from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.losses import HiddenCosine, HiddenMSE, Knowledge
 from pipeline.losses.hidden import HiddenLoss
+from pipeline.outputs import run_student
 from pipeline.positions import Every, Positions, pick_positions
 from pipeline.targets import UNLABELLED
-from pipeline.terms import attach_projections, projections_of, run_student, weigh_terms
+from pipeline.terms import attach_projections, projections_of, weigh_terms
 from stages.cache_teacher import CacheConfig
 from stages.cli import CONFIGS
 from stages.train_student import train_student

@@ -31,7 +31,8 @@ from pipeline.losses import LOSSES, Loss, Schedule
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.losses.labels import CrossEntropy
-from pipeline.terms import name_terms, projections_of, run_student, sum_terms
+from pipeline.outputs import run_student
+from pipeline.terms import name_terms, projections_of, sum_terms
 from pipeline.trainer import DistillationTrainer, attach_projections
 
 LOSS_CASES = pytest.mark.parametrize("loss", every_loss(), ids=name_loss)
@@ -103,15 +104,15 @@ def test_masked_and_padded_positions_have_no_gradient_at_all(
     batch = Collator(TASK, 0, SIGNALS)(examples)
     outputs, student = run_student(model, batch, [loss], TASK)
     watched = [outputs.logits] if loss.unit in ("targets", "labels") else []
-    if loss.layer_map or loss.needs_pooled:
-        watched = [outputs.hidden_states[-1]]
-        if not loss.needs_pooled and -1 not in loss.layer_map:
-            watched = [outputs.hidden_states[layer] for layer in loss.layer_map]
+    if loss.compares:
+        layers = [int(signal.partition(".")[2] or "-1") for signal in loss.compares]
+        depth = len(outputs.hidden_states)
+        watched = [outputs.hidden_states[max(layer % depth for layer in layers)]]  # the topmost
     for tensor in watched:
         tensor.retain_grad()
     sum_terms([loss], student, batch, projections_of(model))[0].backward()
     counts = batch["token_mask"].flatten().clone()
-    if not loss.needs_pooled:
+    if loss.unit != "examples":
         counts = torch.zeros_like(counts)
         labelled = batch["label_ids"] >= 0
         chosen = labelled if loss.unit == "labels" else torch.ones_like(labelled)

@@ -19,14 +19,13 @@ class StudentOutputs:
 
     Attributes:
         logits: [N, V'] at the target positions, V' >= V (rows beyond V are padding of the head).
-        hidden: student layer -> [M, D] at the feature positions; 0 is the embeddings. Only the
-            layers that some loss asked for, keyed as its config wrote them (-1 stays -1).
-        pooled: [B, D], the student's sentence vector, where some loss asked for it.
+        hidden: signal -> vectors, only those that some loss asked for, by the name that it used
+            ("layer.-1" stays so): "layer.<i>" -> [M, D] at the feature positions, 0 the embeddings;
+            "pooled" -> [B, D], the student's sentence vector.
     """
 
     logits: Tensor
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    pooled: Tensor | None = None
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,16 @@ class Knowledge:
     Attributes:
         targets: N positions; None where a model learns from labels alone without a cache.
         label_ids: [N] int64, UNLABELLED (-100) where there is no label.
-        hidden: "layer.<i>" -> [M, D_teacher] with i as the loss's config wrote it ("layer.-1" is
-            possible: whoever fills this in resolves it against the cache); "pooled" ->
-            [B, D_teacher].
+        hidden: as the student's, of the teacher's width (whoever fills this in resolves "layer.-1"
+            against the cache).
+        documents: [M] int64, ascending: feature positions whose tokens see one another have one
+            number. None where no loss asked for such a signal.
     """
 
     targets: Targets | None
     label_ids: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    documents: Tensor | None = None
 
 
 class Schedule(StrictModel):
@@ -103,14 +104,10 @@ class Loss(StrictModel, ABC):
         return 1.0
 
     @property
-    def layer_map(self) -> Mapping[int, int]:
-        """Student layer -> teacher layer it compares (negative: from the last); empty if none."""
+    def compares(self) -> Mapping[str, str]:
+        """Student signal -> teacher signal that it is compared with: "layer.<i>" (0 the embeddings,
+        negative from the last) or "pooled"; empty for a loss of logits."""
         return {}
-
-    @property
-    def needs_pooled(self) -> bool:
-        """Whether it compares the pooled vectors."""
-        return False
 
     def projections(self, student_width: int, teacher_width: int) -> nn.ModuleDict:
         """Learned parameters of the loss, trained beside the student and left out of its export."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Knowledge, StudentOutputs
-from pipeline.losses.layers import LayerLoss, name_pair
+from pipeline.losses.layers import LayerLoss
 
 
 class HiddenLoss(LayerLoss):
@@ -39,16 +39,16 @@ class HiddenLoss(LayerLoss):
                     f" the teacher {teacher_width}; use projection: linear"
                 )
             return nn.ModuleDict()
-        keys = ["pooled"] if self.pooled else [name_pair(layer) for layer in self.layer_map]
-        return nn.ModuleDict({key: nn.Linear(student_width, teacher_width) for key in keys})
+        maps = {_key(signal): nn.Linear(student_width, teacher_width) for signal in self.compares}
+        return nn.ModuleDict(maps)
 
     def per_position(
         self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict
     ) -> Tensor:
         """Return the mean over the pairs, [M] (or [B] for pooled)."""
         values = [
-            self.compare(_project(mine, projections, key), theirs)
-            for key, mine, theirs in self.pairs(student, knowledge)
+            self.compare(_project(mine, projections, _key(signal)), theirs)
+            for signal, mine, theirs in self.pairs(student, knowledge)
         ]
         return torch.stack(values).mean(dim=0)
 
@@ -81,6 +81,10 @@ class HiddenCosine(HiddenLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return 1.0 - functional.cosine_similarity(student, teacher, dim=1)
+
+
+def _key(signal: str) -> str:
+    return signal.replace(".", "_")  # a module's name may hold no dot
 
 
 def _project(hidden: Tensor, projections: nn.ModuleDict, key: str) -> Tensor:

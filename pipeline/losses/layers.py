@@ -79,29 +79,15 @@ class LayerLoss(Loss, ABC):
         return "examples" if self.pooled else "features"
 
     @property
-    def layer_map(self) -> Mapping[int, int]:
+    def compares(self) -> Mapping[str, str]:
         assert not isinstance(self.layers, str), "resolve() comes first"
-        return self.layers
-
-    @property
-    def needs_pooled(self) -> bool:
-        return self.pooled
+        if self.pooled:
+            return {"pooled": "pooled"}
+        return {f"layer.{mine}": f"layer.{theirs}" for mine, theirs in self.layers.items()}
 
     def pairs(
         self, student: StudentOutputs, knowledge: Knowledge
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """A name for each pair, and its vectors: [n, D] of the student, [n, D'] of the teacher."""
-        if self.pooled:
-            if student.pooled is None:
-                raise ConfigError(
-                    f"{self.name}: pooled: true, but the student gives no pooled vector;"
-                    " compare layers instead"
-                )
-            yield "pooled", student.pooled, knowledge.hidden["pooled"]
-        for mine, theirs in self.layer_map.items():
-            yield name_pair(mine), student.hidden[mine], knowledge.hidden[f"layer.{theirs}"]
-
-
-def name_pair(student_layer: int) -> str:
-    """The name of the pair of a student's layer; a module's name may hold no dot."""
-    return f"layer_{student_layer}"
+        """The student's signal of each pair, its vectors [n, D], and the teacher's [n, D']."""
+        for mine, theirs in self.compares.items():
+            yield mine, student.hidden[mine], knowledge.hidden[theirs]

@@ -205,6 +205,22 @@ class Task(StrictModel, ABC):
             feature_index = flat_index(features, width)
         return Batch(inputs, target_index, feature_index, examples)
 
+    def number_documents(self, examples: Sequence[Example], positions: Positions) -> Tensor:
+        """The document of each feature position of a batch, [M] int64, ascending.
+
+        Positions whose tokens see one another have one number: those of an example, or where
+        several documents are packed into one, those of a document.
+        """
+        numbers, first = [], 0
+        for example in examples:
+            features = pick_positions(self._features(example), example, positions)
+            ends = np.cumsum(example.segment_lengths)
+            if self.segments != "documents":
+                ends = ends[-1:]
+            numbers.append(first + np.searchsorted(ends, features, side="right"))
+            first += len(ends)
+        return torch.from_numpy(np.concatenate(numbers))
+
     def _features(self, example: Example) -> np.ndarray:
         if self.features == "targets":
             return example.target_positions
