@@ -81,7 +81,7 @@ def teacher_scores(examples: Selection) -> Scores:
         example = examples[index]
         assert isinstance(example, CachedExample)
         targets = example.targets
-        top, logit = _top_choice(targets)
+        top, logit = targets.first_choice()
         confidence = torch.exp(logit - targets.logsumexp[:, targets.temperatures.index(1.0)])
         parts.append(
             _scores(
@@ -172,7 +172,7 @@ def _score_rows(logits: Tensor, label_ids: Tensor, targets: Targets | None) -> d
         knowledge = Knowledge(targets, label_ids)
         kl = ForwardKL().per_position(student, knowledge, nn.ModuleDict())
         if targets.ids.shape[1]:
-            agreement = (_top_choice(targets)[0] == predictions).float()
+            agreement = (targets.first_choice()[0] == predictions).float()
     return {
         "label_ids": label_ids,
         "predictions": predictions,
@@ -181,14 +181,6 @@ def _score_rows(logits: Tensor, label_ids: Tensor, targets: Targets | None) -> d
         "kl_to_teacher": kl,
         "agreement": agreement,
     }
-
-
-def _top_choice(targets: Targets) -> tuple[Tensor, Tensor]:
-    """The teacher's first choice, [N] ids and logits; that of the draws where nothing was kept."""
-    kept = targets.ids.shape[1] > 0
-    ids, logits = (targets.ids, targets.logits) if kept else (targets.draw_ids, targets.draw_logits)
-    logit, column = logits.max(dim=1)
-    return ids.gather(1, column[:, None])[:, 0], logit
 
 
 def _scores(

@@ -107,6 +107,14 @@ class Targets:
         }
         return replace(parts[0], **joined)
 
+    def first_choice(self) -> tuple[Tensor, Tensor]:
+        """The teacher's first choice, [N] int64 ids and [N] logits; that of the draws where nothing
+        was kept."""
+        kept = self.ids.shape[1] > 0
+        ids, logits = (self.ids, self.logits) if kept else (self.draw_ids, self.draw_logits)
+        logit, column = logits.max(dim=1)
+        return ids.gather(1, column[:, None])[:, 0].long(), logit
+
     def at(self, temperature: float) -> SparseDistribution:
         """The distribution softmax(z / temperature), exact on the kept ids.
 

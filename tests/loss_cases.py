@@ -24,6 +24,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "jensen_shannon": [{"tail": "bucket"}, {"tail": "draws", "beta": 0.2, "temperature": 2.0}],
     "skew_kl": [{"tail": "bucket"}, {"tail": "draws", "reverse": True, "temperature": 2.0}],
     "total_variation": [{"tail": "bucket"}, {"tail": "draws", "temperature": 2.0}],
+    "ranking": [{}, {"form": "hinge", "depth": 2, "margin": 30.0}],
     "cross_entropy": [{}, {"label_smoothing": 0.1}],
     "hidden_mse": [
         {"layers": {1: -1}},

@@ -9,7 +9,8 @@ from pipeline.losses.divergences import (
     TotalVariation,
 )
 from pipeline.losses.hidden import HiddenCosine, HiddenMSE
-from pipeline.losses.labels import CrossEntropy
+from pipeline.losses.kept import LogitMSE, Ranking
+from pipeline.losses.labels import CrossEntropy, PseudoLabel
 
 LOSSES: dict[str, type[Loss]] = {
     "forward_kl": ForwardKL,
@@ -17,7 +18,10 @@ LOSSES: dict[str, type[Loss]] = {
     "jensen_shannon": JensenShannon,
     "skew_kl": SkewKL,
     "total_variation": TotalVariation,
+    "logit_mse": LogitMSE,
+    "ranking": Ranking,
     "cross_entropy": CrossEntropy,
+    "pseudo_label": PseudoLabel,
     "hidden_mse": HiddenMSE,
     "hidden_cosine": HiddenCosine,
 }

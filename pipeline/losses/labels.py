@@ -1,4 +1,4 @@
-"""Learning from labels: cross-entropy at the positions that have one."""
+"""Learning from one class per position: its label, or what the teacher would choose."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.errors import ConfigError
 from pipeline.losses.base import Knowledge, Unit
 from pipeline.losses.classes import ClassLoss, Picked, Question
 from pipeline.targets import UNLABELLED
@@ -28,23 +29,64 @@ class CrossEntropy(ClassLoss):
 
     def question(self, knowledge: Knowledge, width: int) -> Question:
         """The label's score against all others; 0 nats where there is no label."""
+        num_classes = width if knowledge.targets is None else knowledge.targets.num_classes
+        return ask_label(knowledge.label_ids, num_classes, self.label_smoothing)
+
+
+class PseudoLabel(ClassLoss):
+    """-log q(the teacher's first choice): hard labels where there are none (Lee 2013).
+
+    The choice is the kept class with the highest logit; of the draws where no class was kept.
+
+    Attributes:
+        label_smoothing: share of the choice's mass spread evenly over all classes.
+    """
+
+    name: Literal["pseudo_label"] = "pseudo_label"
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def unit(self) -> Unit:
+        return "targets"
+
+    def question(self, knowledge: Knowledge, width: int) -> Question:
+        """The choice's score against all others.
+
+        Raises:
+            ConfigError: there are no targets.
+        """
         targets = knowledge.targets
-        num_classes = width if targets is None else targets.num_classes
-        labelled = knowledge.label_ids != UNLABELLED
+        if targets is None:
+            raise ConfigError(
+                f"{self.name}: a teacher's targets are needed, found none; give a cache, or use"
+                " cross_entropy"
+            )
+        return ask_label(targets.first_choice()[0], targets.num_classes, self.label_smoothing)
 
-        def answer(picked: Picked) -> Tensor:
-            # A row without a label has no score; any number does, since it is masked below.
-            score = torch.where(labelled, picked.scores[:, 0], 0.0)
-            losses = functional.softplus(picked.others - score)
-            if picked.mean is not None:
-                uniform = torch.logaddexp(score, picked.others) - picked.mean
-                losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
-            return torch.where(labelled, losses, 0.0)
 
-        return Question(
-            ids=torch.where(labelled, knowledge.label_ids, num_classes)[:, None],
-            num_classes=num_classes,
-            answer=answer,
-            exclude=True,
-            mean=self.label_smoothing > 0.0,
-        )
+def ask_label(label_ids: Tensor, num_classes: int, smoothing: float = 0.0) -> Question:
+    """-log q(label) in nats, [N]; 0 where there is no label.
+
+    Args:
+        label_ids: [N] int64, UNLABELLED where there is none.
+        num_classes: V.
+        smoothing: share of the label's mass spread evenly over all classes.
+    """
+    labelled = label_ids != UNLABELLED
+
+    def answer(picked: Picked) -> Tensor:
+        # A row without a label has no score; any number does, since it is masked below.
+        score = torch.where(labelled, picked.scores[:, 0], 0.0)
+        losses = functional.softplus(picked.others - score)
+        if picked.mean is not None:
+            uniform = torch.logaddexp(score, picked.others) - picked.mean
+            losses = (1.0 - smoothing) * losses + smoothing * uniform
+        return torch.where(labelled, losses, 0.0)
+
+    return Question(
+        ids=torch.where(labelled, label_ids, num_classes)[:, None],
+        num_classes=num_classes,
+        answer=answer,
+        exclude=True,
+        mean=smoothing > 0.0,
+    )
