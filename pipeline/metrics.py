@@ -21,6 +21,11 @@ class Metric:
     direction: Direction
     slice: str = "all"
 
+    @property
+    def key(self) -> str:
+        """Its name in a curve: `loss` of the whole, `loss/language=yor_Latn` of a slice."""
+        return self.name if self.slice == "all" else f"{self.name}/{self.slice}"
+
 
 def expected_calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = 15

@@ -1,6 +1,6 @@
 """The folder of a run under way: whose it is, where it can continue, when it is finished.
 
-config.yaml -> checkpoints and metrics.jsonl, cut back to the last whole one -> result.json
+config.yaml -> checkpoints -> result.json, which makes it whole
 """
 
 import json
@@ -66,23 +66,6 @@ def last_checkpoint(output: Path) -> str | None:
     """The newest whole checkpoint, None where there is none."""
     found = _checkpoints(output)
     return str(found[-1]) if found else None
-
-
-def cut_curve(path: Path, resume: str | None) -> float:
-    """Drop the lines of steps that will be taken again; return the seconds of the last one kept."""
-    if not path.is_file():
-        return 0.0
-    last = int(resume.rpartition("-")[2]) if resume else -1
-    kept, seconds = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # cut off
-        values = json.loads(line)
-        if values["step"] <= last:
-            kept.append(line)
-            seconds = values["seconds"]
-    path.write_text("".join(kept), encoding="utf-8")
-    return seconds
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

@@ -7,10 +7,8 @@ optimizer step, over all micro-batches and ranks, so that no split of a step cha
 The trainer is handed examples; it does not know whether a teacher ever lived.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +17,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 
+from pipeline.arguments import watch
 from pipeline.batches import COUNTED, Collator, Selection, StepSampler
-from pipeline.errors import ConfigError, NumericalError, did_you_mean
+from pipeline.curve import Curve
+from pipeline.errors import ConfigError, NumericalError
 from pipeline.losses.base import Loss
 from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
+from pipeline.optimizing import LearningRates, parameter_groups
 from pipeline.terms import (
     attach_projections,
     fuse_head,
@@ -46,8 +47,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         collator: joins them into batches.
         args: transformers' own arguments.
         evaluate_model: measures the student on held-out examples; None for no evaluation.
-        metrics_file: one JSON line per log.
+        curve: takes one line per log.
         seconds_before: of training before this session, where a run continues.
+        learning_rates: of parts of the model that do not learn at `args.learning_rate`.
         callbacks: transformers callbacks, for instance early stopping.
     """
 
@@ -59,15 +61,17 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         collator: Collator,
         args: Arguments,
         evaluate_model: Evaluate | None = None,
-        metrics_file: Path | None = None,
+        curve: Curve | None = None,
         seconds_before: float = 0.0,
+        learning_rates: LearningRates | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.losses = tuple(losses)
         self.task = collator.task
         self.term_names = name_terms(self.losses)
         self.evaluate_model = evaluate_model
-        self.metrics_file = metrics_file
+        self.curve = curve
+        self.learning_rates = learning_rates
         self.seconds_evaluating = 0.0
         self._began = time.perf_counter() - seconds_before
         self._term_sums = torch.zeros(len(self.losses))
@@ -113,6 +117,26 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer, in groups of their own where parts learn at other rates.
+
+        Raises:
+            ConfigError: a pattern of names matches nothing, or the optimizer makes its own groups.
+        """
+        chosen = self.model if model is None else model
+        if self.optimizer is None and self.learning_rates is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            if {"params", "model", "optimizer_dict"} & set(settings):
+                raise ConfigError(
+                    f"learning_rates: training.optim {self.args.optim} groups parameters itself;"
+                    " choose another optimizer or leave them out"
+                )
+            decayed = set(self.get_decay_parameter_names(chosen))
+            groups = parameter_groups(chosen, self.learning_rates, self.args, decayed)
+            self.optimizer_cls_and_kwargs = (kind, {**settings, "params": groups})
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -199,7 +223,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Measure the student on the held-out examples with the task's own metrics.
 
         Raises:
-            ConfigError: the metric that early stopping watches is not among them.
+            ConfigError: the metric that early stopping watches is not among them, or no better
+                when it is higher or lower.
         """
         if self.evaluate_model is None:
             return {}
@@ -208,14 +233,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         found = self.evaluate_model(self.model)
         self.model.train(was_training)
-        metrics = {f"{metric_key_prefix}_{m.name}": m.value for m in found if m.slice == "all"}
-        watched = self.args.metric_for_best_model
-        if watched is not None and watched not in metrics:
-            name, names = watched.removeprefix("eval_"), [m.name for m in found]
-            raise ConfigError(
-                f"evaluation.early_stopping.metric {name!r} is not measured"
-                f"{did_you_mean(name, set(names))}"
-            )
+        metrics = {f"{metric_key_prefix}_{m.key}": m.value for m in found}
+        watch(self.args, found)
         self.seconds_evaluating += time.perf_counter() - began
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
@@ -224,12 +243,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as transformers does, with each term by name, and append to the metrics file."""
+        """Log as transformers does, with each term by name, and append to the curve."""
         if "loss" in logs:
             logs |= self._mean_terms()
         super().log(logs, start_time)
-        if self.metrics_file is not None and self.is_world_process_zero():
-            self._append(logs)
+        if self.curve is not None and self.is_world_process_zero():
+            state = self.state
+            self.curve.append(state.global_step, state.epoch, self.seconds_training, logs)
 
     def _mean_terms(self) -> dict[str, float]:
         """Means over the steps since the last log; each rank has the sums of its own share."""
@@ -240,21 +260,6 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._term_sums = torch.zeros_like(sums)
         named = zip(self.term_names, sums.tolist(), strict=True)
         return {f"term/{name}": value / steps for name, value in named}
-
-    def _append(self, logs: Mapping[str, float]) -> None:
-        held_out = any(key.startswith("eval_") for key in logs)
-        if not held_out and "loss" not in logs:
-            return  # the closing summary of transformers, in no unit of ours
-        line = {
-            "step": self.state.global_step,
-            "epoch": self.state.epoch,
-            "split": "eval" if held_out else "train",
-            "seconds": self.seconds_training,
-            **{key.removeprefix("eval_"): value for key, value in logs.items()},
-        }
-        assert self.metrics_file is not None
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: a batch is more than the inputs of one model."""

@@ -15,50 +15,22 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic import Field
 from torch import nn
-from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
+from transformers.integrations import TensorBoardCallback
 
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
-from pipeline.config import StrictModel
+from pipeline.curve import Curve
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluation import measure, score_model
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
-from pipeline.resuming import cut_curve, last_checkpoint
+from pipeline.optimizing import LearningRates
+from pipeline.resuming import last_checkpoint
 from pipeline.student.key_values import without_cache
 from pipeline.tasks.base import Scores, Task
 from pipeline.terms import PROJECTIONS
 from pipeline.trainer import DistillationTrainer
-
-
-class EarlyStopping(StrictModel):
-    """Stop when a metric of the curve has not improved `patience` times; keep the best."""
-
-    metric: str = "loss"
-    patience: int = Field(default=3, ge=1)
-
-
-class EvaluationConfig(StrictModel):
-    """What is measured on held-out examples.
-
-    Attributes:
-        split: the split the final metrics are taken on.
-        curve_split: the split measured while training; `split` where left out.
-        every: optimizer steps between two points of the curve; None for the end only.
-        curve_examples: this many examples, evenly spread over the split, for each point.
-        batch_size: examples per forward pass.
-        slices: columns whose values get metrics of their own.
-        early_stopping: on a metric of the curve.
-    """
-
-    split: str = "test"
-    curve_split: str | None = None
-    every: int | None = Field(default=None, ge=1)
-    curve_examples: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    slices: list[str] = []
-    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True)
@@ -81,50 +53,6 @@ class Outcome:
     writes: bool = True
 
 
-def training_arguments(
-    settings: Mapping[str, Any], evaluation: EvaluationConfig, output: Path
-) -> transformers.TrainingArguments:
-    """transformers.TrainingArguments by their own names, over this project's defaults.
-
-    Raises:
-        ConfigError: a setting does not exist (with the nearest name) or does not fit.
-    """
-    known = {f.name for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"training.{name}: is no setting{did_you_mean(name, known)}")
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 16,
-        "logging_steps": evaluation.every or 50,
-        "save_steps": evaluation.every or 500,
-        "save_total_limit": 1,
-        "report_to": "none",
-        "run_name": output.name,
-        "disable_tqdm": True,
-        "log_level": "error",
-        "logging_nan_inf_filter": False,  # the trainer stops at the first of them
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        # Projections are used outside forward(), where DDP would take them for unused.
-        "ddp_find_unused_parameters": False,
-        "eval_strategy": "steps" if evaluation.every else "no",
-    }
-    if evaluation.every:
-        defaults["eval_steps"] = evaluation.every
-    if evaluation.early_stopping:
-        defaults |= _early_stopping_arguments(evaluation)
-    fixed = {"output_dir": str(output / "checkpoints")}
-    try:
-        args = transformers.TrainingArguments(**defaults | dict(settings) | fixed)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"training: {str(error).splitlines()[0]}") from error
-    installed = set(get_available_reporting_integrations())
-    for name in args.report_to:
-        if name not in installed:
-            hint = did_you_mean(name, installed)
-            raise ConfigError(f"training.report_to: {name} is not installed here{hint}; install it")
-    return args
-
-
 def train_model(
     model: transformers.PreTrainedModel,
     task: Task,
@@ -136,6 +64,7 @@ def train_model(
     training: Mapping[str, Any],
     evaluation: EvaluationConfig,
     output: Path,
+    learning_rates: LearningRates | None = None,
     save_dtype: torch.dtype = torch.float32,
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> Outcome:
@@ -145,6 +74,7 @@ def train_model(
         model: the student, with the losses' projections attached.
         train: examples to learn from; held_out: split name -> examples to measure on.
         training: names and values of transformers.TrainingArguments.
+        learning_rates: of parts of the model that do not learn at `training.learning_rate`.
         save_dtype: precision of the weights in the finished folder.
         callbacks: of transformers, for instance to show progress.
 
@@ -153,11 +83,14 @@ def train_model(
         NumericalError: the loss is not finite.
     """
     args = training_arguments(training, evaluation, output)
-    resume, curve_file = last_checkpoint(output), output / "metrics.jsonl"
-    seconds_before = cut_curve(curve_file, resume) if args.process_index == 0 else 0.0
+    resume, curve_file = last_checkpoint(output), Curve(output / "metrics.jsonl")
+    last_step = int(resume.rpartition("-")[2]) if resume else -1
+    seconds_before = curve_file.cut(last_step) if args.process_index == 0 else 0.0
     final = _held_out(held_out, evaluation.split, "split")
+    _require_columns(final, evaluation.slices, "slices")
     curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
-    curve = _curve_examples(curve, evaluation)
+    curve, columns = _curve_examples(curve, evaluation), evaluation.curve_columns
+    _require_columns(curve, columns, "curve_slices")
     plain = dataclasses.replace(collator, signals={})  # held-out measurement reads no hidden states
     shared: dict[str, Any] = {
         "rank": args.process_index,
@@ -166,7 +99,8 @@ def train_model(
     }
 
     def measure_curve(student: nn.Module) -> list[Metric]:
-        return measure(task, score_model(student, curve, plain, evaluation.batch_size, **shared))
+        scores = score_model(student, curve, plain, evaluation.batch_size, **shared)
+        return measure(task, scores, columns)
 
     stopping = evaluation.early_stopping
     patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
@@ -178,8 +112,9 @@ def train_model(
             collator,
             args,
             evaluate_model=measure_curve if evaluation.every else None,
-            metrics_file=curve_file,
+            curve=curve_file,
             seconds_before=seconds_before,
+            learning_rates=learning_rates,
             callbacks=[*patience, *_reporters(args, output), *callbacks],
         )
         trainer.train(resume_from_checkpoint=resume)
@@ -215,27 +150,20 @@ def _reporters(
     return [writer]
 
 
-def _early_stopping_arguments(evaluation: EvaluationConfig) -> dict[str, Any]:
-    stopping = evaluation.early_stopping
-    assert stopping is not None
-    if evaluation.every is None:
-        raise ConfigError(
-            "evaluation.early_stopping: needs evaluation.every; say after how many steps"
-        )
-    lower = stopping.metric in ("loss", "perplexity", "kl_to_teacher", "ece")
-    return {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": f"eval_{stopping.metric}",
-        "greater_is_better": not lower,
-        "restore_callback_states_from_checkpoint": True,  # how long it has been patient
-    }
-
-
 def _held_out(held_out: Mapping[str, Selection], split: str, setting: str) -> Selection:
     if split not in held_out:
         hint = did_you_mean(split, held_out)
         raise ConfigError(f"evaluation.{setting}: there is no split {split!r}{hint}")
     return held_out[split]
+
+
+def _require_columns(examples: Selection, columns: Sequence[str], setting: str) -> None:
+    """Refuse a slice by a column that is not there, before anything is trained for it."""
+    known = examples[0].columns if columns and len(examples) else {}
+    for column in columns:
+        if column not in known:
+            hint = did_you_mean(column, known) if known else "; data.carry takes columns along"
+            raise ConfigError(f"evaluation.{setting}: no example has a column {column!r}{hint}")
 
 
 @torch.no_grad()

@@ -12,11 +12,13 @@ import torch
 import transformers
 from pydantic import Field
 
+from pipeline.arguments import EvaluationConfig
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel, member_of
 from pipeline.evaluation import measure, teacher_scores
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
+from pipeline.optimizing import LearningRates
 from pipeline.reading import Reading, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
@@ -32,7 +34,7 @@ from pipeline.student import (
 )
 from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections
-from pipeline.training import EvaluationConfig, Outcome, train_model
+from pipeline.training import Outcome, train_model
 from stages.naming import name_teacher
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
@@ -50,6 +52,7 @@ class StudentConfig(StrictModel):
         max_examples: learn from the first so many examples of the split `train` only.
         freeze: name patterns of parameters that stay as they are.
         training: transformers.TrainingArguments, by their own names.
+        learning_rates: of parts of the model that do not learn at `training.learning_rate`.
         evaluation: what is measured, and how often.
         seed: of the weights, the order and dropout.
     """
@@ -62,6 +65,7 @@ class StudentConfig(StrictModel):
     max_examples: int | None = Field(default=None, ge=1)
     freeze: list[str] = []
     training: dict[str, Any] = {}
+    learning_rates: LearningRates | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
 
@@ -106,6 +110,7 @@ def train_student(config: StudentConfig) -> Path:
         {"seed": config.seed, **config.training},
         config.evaluation,
         config.output,
+        config.learning_rates,
         callbacks=[TrainingProgress(config.output.name)],
     )
     result = Result(

@@ -12,6 +12,7 @@ import torch
 import transformers
 from pydantic import Field
 
+from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.config import StrictModel, member_of
 from pipeline.errors import DataError, ModelError
@@ -24,7 +25,7 @@ from pipeline.student import FromScratch, Origin, build_student, freeze, name_la
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.terms import attach_projections
-from pipeline.training import EvaluationConfig, train_model
+from pipeline.training import train_model
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
@@ -95,6 +96,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         {"seed": config.seed, **config.training},
         config.evaluation,
         output,
+        None,
         getattr(torch, config.dtype),
         [TrainingProgress(output.name)],
     )

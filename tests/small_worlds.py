@@ -11,14 +11,16 @@ from loss_cases import CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
+from pipeline.curve import Curve
 from pipeline.examples import CachedExample
 from pipeline.losses import LOSSES, Loss
+from pipeline.optimizing import LearningRates
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.teacher.sparse import sparse_targets
 from pipeline.trainer import DistillationTrainer, attach_projections
-from pipeline.training import EvaluationConfig, training_arguments
 
 V, TEACHER_WIDTH = 40, 6
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -112,6 +114,7 @@ def make_trainer(
     examples: Sequence[CachedExample],
     model: PreTrainedModel | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    learning_rates: LearningRates | None = None,
     **training: Any,
 ) -> DistillationTrainer:
     """The real trainer over examples in memory, with plain gradient descent."""
@@ -134,7 +137,8 @@ def make_trainer(
         Selection(examples),
         Collator(TASK, 0, SIGNALS),
         training_arguments(settings, EvaluationConfig(), folder),
-        metrics_file=folder / "metrics.jsonl",
+        curve=Curve(folder / "metrics.jsonl"),
+        learning_rates=learning_rates,
         callbacks=callbacks,
     )
 

@@ -17,13 +17,13 @@ from rich.console import Console
 from small_teachers import make_llama, read_files, save_teacher
 from torch.nn.functional import cross_entropy
 
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator
 from pipeline.cache import TargetsSpec
 from pipeline.cache.codecs import Lossless, Steps
 from pipeline.cache.fidelity import Fidelity
 from pipeline.config import load_config
 from pipeline.student import FromScratch
-from pipeline.training import EvaluationConfig, training_arguments
 from stages.bench import bench, parse_arguments
 from stages.bench.baselines import (
     LabelledBlocks,

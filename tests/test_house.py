@@ -26,7 +26,7 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {
         *("batches", "terms", "evaluation", "reading", "resuming", "trainer", "training"),
-        *("capture", "export", "outputs"),
+        *("capture", "export", "outputs", "arguments", "optimizing", "curve"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)

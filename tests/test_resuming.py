@@ -16,12 +16,13 @@ from small_runs import count_tokens, make_language_cache, make_student_config, r
 from small_teachers import make_tokenizer
 from small_worlds import OnStep, make_example, make_student
 
+from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.runs import read_result
 from pipeline.terms import attach_projections
-from pipeline.training import EvaluationConfig, Outcome, train_model
+from pipeline.training import Outcome, train_model
 from stages.train_student import train_student
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,8 @@
 Whatever the origin, the result is a transformers model that `AutoModel....from_pretrained` opens.
 """
 
-import fnmatch
 import inspect
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from pipeline.student.bag import HashedBagConfig
 from pipeline.student.loading import load_model, set_dropout
 from pipeline.student.ngrams import HashedNgramTokenizer
 from pipeline.student.origin import FromPretrained, FromScratch, FromTeacher, Origin, StudentOrigin
+from pipeline.student.parameters import match_parameters
 from pipeline.student.probing import require_causal
 from pipeline.student.pruning import keep_layers
 from pipeline.tasks.base import Task
@@ -76,24 +75,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
-        matched = fnmatch.filter(parameters, pattern)
-        if not matched:
-            raise ConfigError(
-                f"freeze {pattern!r} matches no parameter{_near_names(pattern, parameters)}"
-            )
-        for name in matched:
+        for name in match_parameters(parameters, pattern, "freeze"):
             parameters[name].requires_grad_(False)
     return sum(p.numel() for p in parameters.values() if not p.requires_grad)
-
-
-def _near_names(pattern: str, parameters: Iterable[str]) -> str:
-    """A hint of the nearest module or parameter, else of the outermost modules."""
-    paths = [name.split(".") for name in parameters]
-    names = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
-    near = get_close_matches(pattern.rstrip(".*?"), sorted(names), n=1)
-    if near:
-        return f"; did you mean '{near[0]}*'?"
-    return f"; choose from {', '.join(sorted({'.'.join(path[:2]) + '*' for path in paths}))}"
 
 
 def _from_scratch(

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Selection
 from pipeline.capture import plan_batches
 from pipeline.losses.divergences import ForwardKL
@@ -21,7 +22,6 @@ from pipeline.reading import open_reading
 from pipeline.student import build_student
 from pipeline.terms import attach_projections
 from pipeline.trainer import DistillationTrainer
-from pipeline.training import EvaluationConfig, training_arguments
 from stages.bench.baselines import LabelledBlocks, LiveTrainer, forward_all
 from stages.bench.measuring import Row, Seconds, finish_device_work, interleave, rate_row, time_row
 from stages.bench.setting import Setting
