@@ -134,6 +134,19 @@ def export_command(
     print_export(export(run, format, output, dtype, split), Console())
 
 
+@app.command("rounds")
+def rounds_command(config: Config, set_: Overrides = None) -> None:
+    """Let students become teachers: self-distillation, or several students taking turns.
+
+    Example: stillroom rounds born-again --set rounds=3
+    """
+    from pipeline.config import load_config
+    from stages.rounds import RoundsConfig, run_rounds
+
+    parsed = load_config(RoundsConfig, find_config("rounds", config), set_ or [])
+    print(f"report: {run_rounds(parsed)}")
+
+
 @app.command("inspect")
 def inspect_command(
     cache: Annotated[Path, typer.Argument(help="The folder of a finished cache.")],

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config import load_config
 from stages.cache_teacher import CacheConfig
 from stages.cli import CONFIGS, app
+from stages.rounds import RoundsConfig
 from stages.train_student import StudentConfig
 from stages.train_teacher import TrainTeacherConfig
 
@@ -30,7 +31,12 @@ FLOORS: list[set[str]] = [
     },
 ]
 STAGE_FLOOR = len(FLOORS)
-MODELS = {"cache": CacheConfig, "student": StudentConfig, "teacher": TrainTeacherConfig}
+MODELS = {
+    "cache": CacheConfig,
+    "rounds": RoundsConfig,
+    "student": StudentConfig,
+    "teacher": TrainTeacherConfig,
+}
 
 
 def _room(module: str) -> str:
