@@ -19,6 +19,7 @@ from pipeline.cache.record_batch import join_targets
 from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.positions import Positions
+from pipeline.sampling import Deal
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Task
 
@@ -34,7 +35,15 @@ class ExampleSource(Protocol):
 
 
 class Selection(Dataset[Example]):
-    """Some rows of a source, by index, as a torch data set."""
+    """Some rows of a source, by index, as a torch data set.
+
+    Attributes:
+        source: of the examples.
+        indices: the rows.
+        deal: which of them an epoch of training visits, and how often; None for each once.
+    """
+
+    deal: Deal | None = None
 
     def __init__(self, source: ExampleSource, indices: Sequence[int] | np.ndarray | None = None):
         self.source = source
@@ -50,15 +59,21 @@ class Selection(Dataset[Example]):
         return self.source[int(self.indices[index])]
 
 
+class Order(Protocol):
+    """The rows of an epoch, read by slices."""
+
+    def __getitem__(self, places: slice, /) -> np.ndarray: ...
+
+
 class StepRows(Sequence[int]):
-    """The rows of one rank's step, computed where they are iterated over: skipped ones never are.
+    """The rows of one rank's step, computed when they are asked for: skipped ones never are.
 
     A plain class, because a run that continues late makes millions of them only to skip them.
     """
 
     __slots__ = ("_order", "_start", "_step", "_stop")
 
-    def __init__(self, order: EpochOrder, start: int, stop: int, step: int) -> None:
+    def __init__(self, order: Order, start: int, stop: int, step: int) -> None:
         self._order, self._start, self._stop, self._step = order, start, stop, step
 
     def __len__(self) -> int:
@@ -70,15 +85,21 @@ class StepRows(Sequence[int]):
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)  # a worker is sent rows, not the order
+
 
 class StepSampler(Sampler[list[int]]):
     """One rank's share of every batch of an epoch.
 
-    The order is a pure function of (rows, seed, epoch), local enough for the disk. It is cut into
+    The order is a pure function of (visits, seed, epoch), local enough for the disk. It is cut into
     batches of `batch_size` times `world_size`, and rank r takes every `world_size`-th row of each
-    from r on: together the ranks see every row once. Rows that are left and too few to give each
+    from r on: together the ranks see every visit once. Rows that are left and too few to give each
     rank one join the last batch, so that all ranks take the same number of steps. Whoever continues
     an epoch steps over what was taken: that neither computes rows nor reads any.
+
+    Args:
+        visits: how many rows there are, each of which an epoch visits once, or what it deals.
 
     Raises:
         ConfigError: there are fewer rows than ranks.
@@ -86,18 +107,19 @@ class StepSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        rows: int,
+        visits: int | Deal,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
     ):
+        rows = visits if isinstance(visits, int) else len(visits)
         if rows < world_size:
             raise ConfigError(
                 f"training: {rows} examples cannot be shared by {world_size} processes; use fewer"
             )
-        self.rows = rows
+        self.visits = visits
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -116,7 +138,11 @@ class StepSampler(Sampler[list[int]]):
         return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = EpochOrder(self.rows, STREAM_BLOCK, self.seed, self.epoch)
+        order: Order
+        if isinstance(self.visits, int):
+            order = EpochOrder(self.visits, STREAM_BLOCK, self.seed, self.epoch)
+        else:
+            order = self.visits.order(self.seed, self.epoch)
         size, rank, ranks, last = self._size, self.rank, self.world_size, self._steps - 1
         for start in range(0, last * size, size):
             yield StepRows(order, start + rank, start + size, ranks)  # type: ignore[misc]

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.batches import Collator, Selection
-from pipeline.cache import TeacherCache
+from pipeline.cache import RowRuns, TeacherCache, group_rows, locate
 from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_tokenizer
@@ -95,6 +96,26 @@ class Reading:
     def teacher_layers(self) -> int:
         """L of the teacher."""
         return int(str(self.cache.manifest.identity.teacher["layers"]))
+
+    def group(self, examples: Selection, column: str) -> dict[str, RowRuns]:
+        """The places, in a selection of its examples, of each value of a column.
+
+        Raises:
+            StillroomError: the column is not carried, or has too many values.
+        """
+        if self.own_rows is None:
+            chosen = examples.indices
+            if not isinstance(chosen, RowRuns):
+                chosen = RowRuns.of(chosen)
+            return {name: locate(rows, chosen) for name, rows in self.cache.group(column).items()}
+        carried = [self.own_rows[index].columns for index in examples.indices]
+        if column not in carried[0]:
+            raise ConfigError(
+                f"inputs: no column {column!r} is carried; add it to inputs.carry"
+                f" (there is {', '.join(sorted(carried[0]))})"
+            )
+        values = pa.array([str(columns[column]) for columns in carried])
+        return group_rows([values], f"inputs: column {column!r}")
 
     def collator(self, losses: Sequence[Loss]) -> Collator:
         """Joins examples and the hidden-state signals that the losses compare.

@@ -101,7 +101,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """This rank's share of every batch; accelerate would repeat examples to fill the last."""
         args = self.args
         sampler = StepSampler(
-            len(self.train_dataset),
+            self.train_dataset.deal or len(self.train_dataset),
             self._train_batch_size,
             args.seed,
             args.process_index,

@@ -13,6 +13,7 @@ import transformers
 from pydantic import Field
 
 from pipeline.arguments import EvaluationConfig
+from pipeline.batches import Selection
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel, member_of
 from pipeline.evaluation import measure, teacher_scores
@@ -23,6 +24,7 @@ from pipeline.reading import Reading, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
+from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
 from pipeline.student import (
     FromScratch,
@@ -49,6 +51,7 @@ class StudentConfig(StrictModel):
         student: where the model comes from.
         inputs: other texts of the cached examples, joined by id; None reads what the teacher read.
         losses: the weighted terms; labels alone are `cross_entropy`.
+        sampling: how often an epoch shows the examples of each language; each once where left out.
         max_examples: learn from the first so many examples of the split `train` only.
         freeze: name patterns of parameters that stay as they are.
         training: transformers.TrainingArguments, by their own names.
@@ -62,6 +65,7 @@ class StudentConfig(StrictModel):
     student: Origin
     inputs: DataConfig | None = None
     losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
+    sampling: Sampling | None = None
     max_examples: int | None = Field(default=None, ge=1)
     freeze: list[str] = []
     training: dict[str, Any] = {}
@@ -91,13 +95,7 @@ def train_student(config: StudentConfig) -> Path:
     freeze(model, config.freeze)
     parameters = model.num_parameters()
     attach_projections(model, losses, reading.widths(collator.signals))
-    train = reading.select("train")
-    if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
-        rows = reading.own_rows  # a row without a label teaches such a student nothing
-        labelled = [i for i in train.indices if (rows[i].label_ids != UNLABELLED).any()]
-        train.indices = train.indices[np.isin(train.indices, labelled)]
-    if config.max_examples is not None:
-        train.indices = train.indices[: config.max_examples]
+    train = _choose_examples(config, reading)
     curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
         model,
@@ -120,11 +118,12 @@ def train_student(config: StudentConfig) -> Path:
         config=config.model_dump(mode="json"),
         identity={"cache": manifest.digest},
         model=_describe_model(model, parameters, reading.task.auto_class),
-        training=describe_training(outcome, len(train)),
+        training=describe_training(outcome, len(train.deal or train)),
         metrics=outcome.metrics,
         details={
             **reading.task.details(outcome.scores),
             "teacher": _describe_teacher(reading, config.evaluation),
+            **({"sampling": train.deal.describe()} if train.deal else {}),
         },
     )
     if outcome.writes:
@@ -139,6 +138,20 @@ def read_cache(config: StudentConfig) -> Reading:
     student = config.student
     name = student.architecture if isinstance(student, FromScratch) else student.model
     return open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
+
+
+def _choose_examples(config: StudentConfig, reading: Reading) -> Selection:
+    """What the student learns from, and how often an epoch shows it."""
+    train = reading.select("train")
+    if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
+        rows = reading.own_rows  # a row without a label teaches such a student nothing
+        labelled = [i for i in train.indices if (rows[i].label_ids != UNLABELLED).any()]
+        train.indices = train.indices[np.isin(train.indices, labelled)]
+    if config.max_examples is not None:
+        train.indices = train.indices[: config.max_examples]
+    if config.sampling is not None:
+        train.deal = config.sampling.deal(reading.group(train, config.sampling.by))
+    return train
 
 
 def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:

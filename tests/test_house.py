@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"identity", "positions"},
     {"sources", "heads", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
+    {"sampling"},
     {
         *("batches", "terms", "evaluation", "reading", "resuming", "trainer", "training"),
         *("capture", "export", "outputs", "arguments", "optimizing", "curve"),

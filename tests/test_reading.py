@@ -211,6 +211,55 @@ def test_a_bag_learns_translations_from_logits_and_pooled_vectors(
     assert {"accuracy", "macro_f1", "loss"} <= teacher
 
 
+def test_examples_are_sampled_by_a_column_of_the_cache_or_of_the_inputs(
+    topics: Path, tmp_path: Path
+) -> None:
+    own = read(topics)
+    train = own.select("train")
+    texts = own.group(train, "text")
+    for text, places in texts.items():
+        assert {train[int(place)].columns["text"] for place in places} <= {text}
+    assert sum(len(places) for places in texts.values()) == len(train) == 22
+    inputs = translate(tmp_path / "data", make_rows(30))
+    reading = read(topics, HashedNgramTokenizer(buckets=64), inputs)
+    train = reading.select("train")
+    groups = reading.group(train, "language")
+    assert {name: len(rows) for name, rows in groups.items()} == {"eus": 22, "yor": 22}
+    for name, places in groups.items():
+        assert {train[int(place)].columns["language"] for place in places} == {name}
+    with pytest.raises(ConfigError, match=r"'langage' is carried; add it to inputs\.carry"):
+        reading.group(train, "langage")
+
+
+def test_a_sampled_student_sees_as_much_of_each_language_as_it_was_told(
+    topics: Path, tmp_path: Path
+) -> None:
+    """The teacher's language is neither of its own, and one of those has no label at all."""
+    inputs = translate(tmp_path / "data", make_rows(30)).model_dump()
+    inputs["labelled"] = {"where": {"language": ["eus"]}}
+    settings: dict[str, Any] = {
+        "student": BAG,
+        "inputs": inputs,
+        "sampling": {"by": "language", "exponent": 0.3, "cap": 16, "weights": {"yor": 3.0}},
+        "losses": [{"name": "forward_kl"}, {"name": "cross_entropy"}],
+        "evaluation": {"slices": ["language"]},
+    }
+    config = make_student_config(topics, tmp_path / "run", **settings)
+    result = read_result(train_student(config))
+    assert result.details["sampling"] == {
+        "eus": {"rows": 22, "draws": 8},
+        "yor": {"rows": 22, "draws": 24},
+    }
+    assert result.training["examples_seen"] == 2 * 32
+    assert result.training["steps"] == 2 * 32 / 8
+    assert result.metric("accuracy", "language=yor") is not None
+    settings["losses"] = [{"name": "cross_entropy"}]
+    settings["sampling"] = {"by": "language", "exponent": 0.3}
+    config = make_student_config(topics, tmp_path / "labels", **settings)
+    labels = read_result(train_student(config)).details["sampling"]
+    assert labels == {"eus": {"rows": 22, "draws": 22}}
+
+
 def test_a_transformer_of_the_same_tokens_learns_hidden_states_of_every_token(
     topics: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_worlds
 import torch
@@ -18,9 +19,11 @@ from small_worlds import OnStep, make_example, make_student
 
 from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
+from pipeline.cache import RowRuns
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.runs import read_result
+from pipeline.sampling import Sampling
 from pipeline.terms import attach_projections
 from pipeline.training import Outcome, train_model
 from stages.train_student import train_student
@@ -102,7 +105,11 @@ def assert_same_curve(one: Path, other: Path) -> None:
 
 
 def learn(
-    output: Path, stop_after: int | None = None, rate: float = 1e-2, **evaluation: Any
+    output: Path,
+    stop_after: int | None = None,
+    rate: float = 1e-2,
+    sampling: Sampling | None = None,
+    **evaluation: Any,
 ) -> Outcome:
     """Nine steps in three epochs of ten examples, two micro-batches a step, a save each step."""
 
@@ -114,6 +121,10 @@ def learn(
     model = make_student(attention_dropout=0.3)
     attach_projections(model, losses, small_worlds.WIDTHS)
     examples = Selection([make_example(number) for number in range(10)])
+    if sampling is not None:
+        halves = {"many": RowRuns(np.array([0]), np.array([8]))}
+        halves["few"] = RowRuns(np.array([8]), np.array([2]))
+        examples.deal = sampling.deal(halves)
     return train_model(
         model,
         small_worlds.TASK,
@@ -137,13 +148,19 @@ def learn(
     )
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 7])  # in epoch 0, in and at the end of others
-def test_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+# In epoch 0, in and at the end of others.
+@pytest.mark.parametrize(
+    ("stop_after", "sampling"),
+    [(1, None), (4, None), (7, None), (4, Sampling(by="language", exponent=0.3))],
+)
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(
+    tmp_path: Path, stop_after: int, sampling: Sampling | None
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = learn(whole)
+    expected = learn(whole, sampling=sampling)
     with pytest.raises(_StopError):
-        learn(broken, stop_after)
-    found = learn(broken)
+        learn(broken, stop_after, sampling=sampling)
+    found = learn(broken, sampling=sampling)
     one, other = (load_file(run / "model.safetensors") for run in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert_same_curve(whole, broken)

@@ -6,6 +6,8 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
+from pipeline.cache.groups import group_rows, locate
+from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.manifest import (
     Draft,
     Identity,
@@ -33,12 +35,16 @@ __all__ = [
     "Identity",
     "Manifest",
     "Projection",
+    "RowRuns",
     "ShardWriter",
     "Signal",
     "TargetsSpec",
     "TeacherCache",
     "VectorType",
     "epoch_order",
+    "group_rows",
+    "hash_id",
+    "locate",
     "read_bases",
     "read_manifest",
     "require_same",

@@ -98,10 +98,14 @@ class RowRuns(Sequence[int]):
     """Ascending rows, held as runs of neighbours: 10^9 rows of one split take no more than ten.
 
     An int gives an int; a slice, a mask or places give an array [n] int64, as does `np.asarray`.
+
+    Attributes:
+        starts: [runs], the first row of each; counts: how many follow one another.
     """
 
     def __init__(self, starts: np.ndarray, counts: np.ndarray) -> None:
-        self._starts = starts
+        self.starts = starts
+        self.counts = counts
         self._ends = np.cumsum(counts)
         self._shifts = starts - (self._ends - counts)  # from a place to its row
 
@@ -119,6 +123,12 @@ class RowRuns(Sequence[int]):
             raise IndexError(f"place {places} of {len(self):,} rows")
         rows = at + self._shifts[np.searchsorted(self._ends, at, side="right")]
         return rows if rows.ndim else int(rows)
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "RowRuns":
+        """Ascending rows, [n], as runs."""
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        return cls(rows[starts], np.diff(starts, append=len(rows)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         rows: np.ndarray = self[:]

@@ -2,23 +2,22 @@
 
     manifest.json -> row or id -> shard (opened when first needed) -> record batch -> CachedExample
 
-Opening reads the manifest and nothing else. At most `_OPEN_SHARDS` shards are open at a time, and
-what was decompressed last is kept up to `_MEMORY` bytes. A cache is safe in threads and after a
-fork, and is pickled as its path, so that it can be handed to DataLoader workers.
+Opening reads the manifest and nothing else. At most 32 shards are open at a time, and what was
+decompressed last is kept up to 256 MiB. A cache is safe in threads and after a fork, and is pickled
+as its path, so that it can be handed to DataLoader workers.
 """
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.cache.chunks import CHUNK_ROWS
+from pipeline.cache.groups import group_rows
 from pipeline.cache.hidden import LazySignals
 from pipeline.cache.index import (
     RowRuns,
@@ -29,6 +28,7 @@ from pipeline.cache.index import (
     read_shards,
 )
 from pipeline.cache.manifest import Manifest, read_manifest
+from pipeline.cache.opened import Forks, Opened
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
@@ -39,58 +39,6 @@ from pipeline.examples import CachedExample
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
 _ORDER_ROWS = 1024  # rows of an order that a stream asks for at a time
-_OPEN_SHARDS = 32
-_MEMORY = 256 * 2**20
-
-Value = TypeVar("Value")
-
-
-class _Recent(Generic[Value]):
-    """Keeps what was used last, up to a limit of cost."""
-
-    def __init__(self, limit: int, cost: Callable[[Value], int]) -> None:
-        self._limit, self._cost, self._total = limit, cost, 0
-        self._kept: OrderedDict[Hashable, Value] = OrderedDict()
-
-    def drop(self, key: Hashable) -> None:
-        if key in self._kept:
-            self._total -= self._cost(self._kept.pop(key))
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        value = make()
-        self._kept[key] = value
-        self._total += self._cost(value)
-        while self._total > self._limit and len(self._kept) > 1:
-            self._total -= self._cost(self._kept.popitem(last=False)[1])
-        return value
-
-
-class _Forks:
-    """How many forks this process is away from the first one; cheaper to ask than its id."""
-
-    count = 0
-
-    @classmethod
-    def add(cls) -> None:
-        cls.count += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Forks.add)
-
-
-class _Opened:
-    """What one process holds open: never shared over a fork, where a lock may be held for ever."""
-
-    def __init__(self) -> None:
-        self.forks = _Forks.count
-        self.lock = threading.RLock()
-        self.shards: _Recent[Shard] = _Recent(_OPEN_SHARDS, lambda _: 1)
-        self.batches: _Recent[Batch] = _Recent(_MEMORY, lambda batch: batch.nbytes)
-        self.blocks: _Recent[Block] = _Recent(_MEMORY, lambda block: block.nbytes)
 
 
 class TeacherCache:
@@ -104,7 +52,7 @@ class TeacherCache:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._state = _Opened()
+        self._state = Opened()
 
     @classmethod
     def open(cls, path: Path | str) -> "TeacherCache":
@@ -173,14 +121,21 @@ class TeacherCache:
     def ids(self, split: str | None = None) -> Iterator[str]:
         """The ids, in stored order, of all examples or of one split."""
         wanted = None if split is None else set(self.split_indices(split).tolist())
-        size = self.manifest.shard_examples
-        for index in range(self.manifest.num_shards):
-            self._shard(index)  # checks it
-            for local, example_id in enumerate(
-                read_column(shard_folder(self.path, index), "example_id")
-            ):
-                if wanted is None or index * size + local in wanted:
-                    yield example_id
+        arrays = self._column("example_id")
+        for row, example_id in enumerate(chain.from_iterable(a.to_pylist() for a in arrays)):
+            if wanted is None or row in wanted:
+                yield example_id
+
+    def group(self, column: str) -> dict[str, RowRuns]:
+        """The rows of each value of a carried column, as text; reads the whole column once.
+
+        Raises:
+            CacheError: it is not carried, or has more values than anybody groups by.
+        """
+        if column not in self.manifest.columns:
+            hint = did_you_mean(column, self.manifest.columns)
+            raise CacheError(f"{self.path}: carries no column {column!r}{hint}")
+        return group_rows(self._column(column), f"{self.path}: column {column!r}")
 
     def split_indices(self, split: str) -> RowRuns:
         """Rows whose column `split` equals this one, ascending.
@@ -229,9 +184,9 @@ class TeacherCache:
                 yield self[row]
 
     @property
-    def _opened(self) -> _Opened:
-        if self._state.forks != _Forks.count:
-            self._state = _Opened()
+    def _opened(self) -> Opened:
+        if self._state.forks != Forks.count:
+            self._state = Opened()
         return self._state
 
     @cached_property
@@ -241,6 +196,11 @@ class TeacherCache:
     @cached_property
     def _digests(self) -> np.ndarray:
         return read_shards(self.path, self.manifest.shards, self.manifest.num_shards)
+
+    def _column(self, name: str) -> Iterator[Any]:
+        for index in range(self.manifest.num_shards):
+            self._shard(index)  # checks it
+            yield from read_column(shard_folder(self.path, index), name)
 
     def _find(self, example_id: str) -> int | None:
         for row in find_rows(self._index, example_id):

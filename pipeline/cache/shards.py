@@ -50,7 +50,7 @@ def find_damage(folder: Path, info: ShardInfo) -> str | None:
 
 
 def read_column(folder: Path, name: str) -> Iterator[Any]:
-    """The values of one column of a shard, in order; no other column is decompressed.
+    """One column of a shard as Arrow arrays, in order; no other column is decompressed.
 
     Raises:
         CacheError: rows.arrow is damaged.
@@ -63,7 +63,7 @@ def read_column(folder: Path, name: str) -> Iterator[Any]:
             for index in range(reader.num_record_batches):
                 batch = reader.get_batch(index)
                 batch.validate(full=True)
-                yield from batch.column(0).to_pylist()
+                yield batch.column(0)
     except _BROKEN as error:
         raise _name_damage(folder, error) from error
 

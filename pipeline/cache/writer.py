@@ -155,12 +155,13 @@ class CacheWriter:
 
     def _column(self, name: str) -> Iterator[Any]:
         folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
-        return chain.from_iterable(read_column(folder, name) for folder in folders)
+        arrays = chain.from_iterable(read_column(folder, name) for folder in folders)
+        return chain.from_iterable(array.to_pylist() for array in arrays)
 
     def _id_of(self, row: int) -> str:
         shard, local = divmod(row, self.draft.shard_examples)
-        ids = read_column(shard_folder(self.path, shard), "example_id")
-        return str(next(islice(ids, local, None)))
+        arrays = read_column(shard_folder(self.path, shard), "example_id")
+        return str(next(islice(chain.from_iterable(arrays), local, None)))
 
     def _make_manifest(self) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]

@@ -1,0 +1,88 @@
+"""The rows of each value of a column: of a language, a source, a topic.
+
+    column, one Arrow array after the other -> group_rows -> value -> RowRuns -> locate -> places
+
+A column is passed over once and remembered as runs, which take little where rows of one value stand
+together; where they alternate, three numbers for each row.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.index import RowRuns
+from pipeline.errors import CacheError
+
+_MOST_GROUPS = 10_000  # more are no groups but texts or ids
+
+
+def group_rows(arrays: Iterable[Any], subject: str) -> dict[str, RowRuns]:
+    """Rows by the value of a column, as text, in the order of the texts; a null is "None".
+
+    Args:
+        arrays: the column, as Arrow arrays one after the other.
+        subject: for messages.
+
+    Raises:
+        CacheError: too many values.
+    """
+    codes: dict[str, int] = {}
+    starts, values, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for array in arrays:
+        coded = array.dictionary_encode(null_encoding="encode")
+        names = [str(value) for value in coded.dictionary.to_pylist()]
+        own = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)
+        if len(codes) > _MOST_GROUPS:
+            raise CacheError(
+                f"{subject} has more than {_MOST_GROUPS:,} values; group by a column of few, such"
+                " as language"
+            )
+        found = own[coded.indices.to_numpy()]
+        first = np.flatnonzero(np.diff(found, prepend=-1))
+        starts.append(rows + first)
+        values.append(found[first])
+        rows += len(array)
+    return _join_runs(np.concatenate(starts), np.concatenate(values), rows, codes)
+
+
+def _join_runs(
+    starts: np.ndarray, values: np.ndarray, rows: int, codes: dict[str, int]
+) -> dict[str, RowRuns]:
+    changes = np.diff(values, prepend=-1) != 0  # a run may go on in the next array
+    starts, values = starts[changes], values[changes]
+    counts = np.diff(starts, append=rows)
+    order = np.argsort(values, kind="stable")
+    ends = np.cumsum(np.bincount(values, minlength=len(codes)))
+    groups = {}
+    for name, code in sorted(codes.items()):
+        mine = order[ends[code - 1] if code else 0 : ends[code]]
+        groups[name] = RowRuns(starts[mine], counts[mine])
+    return groups
+
+
+def locate(rows: RowRuns, chosen: RowRuns) -> RowRuns:
+    """The places in `chosen` at which those of the rows stand that are in it.
+
+    Both are cut at the ends of either, so that each piece is in one or not as a whole.
+    """
+    edges = np.unique(np.concatenate([_edges(rows), _edges(chosen)]))
+    pieces, ends = edges[:-1], edges[1:]
+    shared = (_count_before(rows, ends) - _count_before(rows, pieces)) > 0
+    places = _count_before(chosen, pieces)
+    shared &= _count_before(chosen, ends) > places
+    return RowRuns(places[shared], (ends - pieces)[shared])
+
+
+def _edges(runs: RowRuns) -> np.ndarray:
+    return np.concatenate([runs.starts, runs.starts + runs.counts])
+
+
+def _count_before(runs: RowRuns, rows: np.ndarray) -> np.ndarray:
+    """[n] int64, how many of the runs' rows are smaller than each of these."""
+    if not len(runs.starts):
+        return np.zeros_like(rows)
+    at = np.searchsorted(runs.starts, rows, side="right") - 1  # -1: before the first of them
+    before = np.cumsum(runs.counts) - runs.counts
+    inside = np.minimum(rows - runs.starts[at], runs.counts[at])
+    return np.where(at < 0, 0, before[at] + inside)
