@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
+from pipeline.losses.relations import RelationLoss
 from pipeline.targets import UNLABELLED, Targets
 
 V, PADDED, STUDENT_WIDTH, TEACHER_WIDTH = 7, 9, 3, 4
@@ -33,6 +34,10 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         {"pooled": True},
     ],
     "hidden_cosine": [{"layers": {1: -1}}, {"layers": {0: 0, -1: 2}}, {"pooled": True}],
+    "rkd_distance": [{"layers": {1: -1}}, {"pooled": True}],
+    "rkd_angle": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
+    "gram": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
+    "cka": [{"layers": {1: -1}}],
 }
 
 
@@ -43,6 +48,11 @@ def all_losses() -> list[Loss]:
         for name, member in LOSSES.items()
         for config in CONFIGS.get(name, [{}])
     ]
+
+
+def relates_rows(loss: Loss) -> bool:
+    """Whether a value depends on more than its own position: on its document or its batch."""
+    return isinstance(loss, RelationLoss)
 
 
 def describe(loss: Loss) -> str:

@@ -267,7 +267,12 @@ def test_a_transformer_of_the_same_tokens_learns_hidden_states_of_every_token(
         topics,
         tmp_path / "run",
         student={"from": "scratch", "architecture": "bert", **TINY},
-        losses=[{"name": "cross_entropy"}, {"name": "hidden_cosine", "layers": {-1: -1}}],
+        losses=[
+            {"name": "cross_entropy"},
+            {"name": "hidden_cosine", "layers": {-1: -1}},
+            {"name": "rkd_angle", "layers": "uniform"},
+            {"name": "gram", "pooled": True},
+        ],
     )
     assert read_result(train_student(config)).metric("accuracy") is not None
 

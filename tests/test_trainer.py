@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_cases import relates_rows
 from small_worlds import (
     SIGNALS,
     TASK,
@@ -36,6 +37,11 @@ from pipeline.terms import name_terms, projections_of, sum_terms
 from pipeline.trainer import DistillationTrainer, attach_projections
 
 LOSS_CASES = pytest.mark.parametrize("loss", every_loss(), ids=name_loss)
+DIVISIBLE_LOSSES = pytest.mark.parametrize(
+    "loss",
+    [loss for loss in every_loss() if not relates_rows(loss) or loss.unit != "examples"],
+    ids=name_loss,
+)
 SPLITS = ((8, 1), (4, 2), (2, 4))  # examples of a micro-batch, micro-batches of a step
 
 
@@ -54,7 +60,7 @@ def step_gradient(
     return kept.steps[0]
 
 
-@LOSS_CASES
+@DIVISIBLE_LOSSES
 def test_gradients_do_not_depend_on_the_split_into_micro_batches(
     tmp_path: Path, examples: list[CachedExample], loss: Loss
 ) -> None:
@@ -120,7 +126,7 @@ def test_masked_and_padded_positions_have_no_gradient_at_all(
     for tensor in watched:
         moved = tensor.grad.flatten(0, 1).abs().sum(dim=1)
         assert not moved[~counts].any()
-        assert (moved[counts] > 0).all()
+        assert moved[counts].any() if relates_rows(loss) else (moved[counts] > 0).all()
 
 
 @given(counts=st.lists(st.integers(0, 3), min_size=1, max_size=4))

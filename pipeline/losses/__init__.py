@@ -11,6 +11,7 @@ from pipeline.losses.divergences import (
 from pipeline.losses.hidden import HiddenCosine, HiddenMSE
 from pipeline.losses.kept import LogitMSE, Ranking
 from pipeline.losses.labels import CrossEntropy, PseudoLabel
+from pipeline.losses.relations import CKA, Gram, RKDAngle, RKDDistance
 
 LOSSES: dict[str, type[Loss]] = {
     "forward_kl": ForwardKL,
@@ -24,6 +25,10 @@ LOSSES: dict[str, type[Loss]] = {
     "pseudo_label": PseudoLabel,
     "hidden_mse": HiddenMSE,
     "hidden_cosine": HiddenCosine,
+    "rkd_distance": RKDDistance,
+    "rkd_angle": RKDAngle,
+    "gram": Gram,
+    "cka": CKA,
 }
 
 __all__ = ["LOSSES", "Knowledge", "Loss", "Schedule", "StudentOutputs", "Unit"]
