@@ -15,18 +15,23 @@ from rich.table import Table
 from torch import nn
 
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
+from pipeline.examples import Example
 from pipeline.export import (
+    GraphStudent,
     copy_tokenizer,
     copy_weights,
     load_int8,
     save_as,
     save_int8,
+    save_onnx,
     weight_bytes,
 )
 from pipeline.metrics import Metric
+from pipeline.student.key_values import without_cache
 from stages.evaluate import FinishedRun, open_run
 from stages.quiet import quiet_libraries
 
+_COMPARED = 64  # held-out examples whose logits are compared
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -157,7 +162,44 @@ def _export_int8(run: FinishedRun, folder: Path, dtype: str | None) -> _Saved:
     return _Saved(load_int8(folder), [note])
 
 
+def _export_onnx(run: FinishedRun, folder: Path, dtype: str | None) -> _Saved:
+    model, examples = run.load(), _first_examples(run)
+    widest = sorted(examples, key=lambda e: (len(e.segment_lengths), len(e.input_ids)))[-2:]
+    inputs = run.reading.collator([])([*widest, *widest][:2])["inputs"]  # two rows at least
+    save_onnx(model, inputs, folder)
+    graph = GraphStudent(folder, model.config)
+    difference, largest = _compare_logits(run, examples, model, graph)
+    note = (
+        f"onnx: takes {', '.join(inputs)}; over {len(examples)} held-out examples logits of up to"
+        f" {largest:.3g} differ by at most {difference:.1e}"
+    )
+    return _Saved(graph, [note])
+
+
+def _first_examples(run: FinishedRun) -> list[Example]:
+    held_out = run.reading.select(run.config.evaluation.split)
+    return [held_out[index] for index in range(min(len(held_out), _COMPARED))]
+
+
+@torch.inference_mode()
+def _compare_logits(
+    run: FinishedRun, examples: list[Example], one: nn.Module, other: nn.Module
+) -> tuple[float, float]:
+    """The largest difference of two models' logits at the targets, and the largest logit."""
+    collator, task, size = run.reading.collator([]), run.reading.task, 16
+    difference = largest = 0.0
+    for start in range(0, len(examples), size):
+        batch = collator(examples[start : start + size])
+        inputs, index = batch["inputs"], batch["target_index"]
+        with without_cache(one):
+            expected, found = (task.logits(m(**inputs), inputs)[index] for m in (one, other))
+        difference = max(difference, float((expected - found).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    return difference, largest
+
+
 FORMATS: Mapping[str, Callable[[FinishedRun, Path, str | None], _Saved]] = {
     "transformers": _export_transformers,
     "int8": _export_int8,
+    "onnx": _export_onnx,
 }
