@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.cache.index import RowRuns
@@ -175,6 +174,10 @@ class Collator:
     decode_late: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        return self.read_targets(examples) | self.read_features(examples)
+
+    def read_targets(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The batch without hidden states."""
         batch = self.task.batch(examples, self.pad_id, self.positions)
         labels = np.concatenate([example.label_ids for example in examples])
         label_ids = torch.from_numpy(labels.astype(np.int64))
@@ -199,16 +202,18 @@ class Collator:
         if cached:
             late = self.decode_late and torch.utils.data.get_worker_info() is None
             joined["targets"] = join_targets(cached, late)
-            joined["hidden"] = _stack_hidden(cached, self.signals)
-            if set(self.signals) - {"pooled"}:
-                joined["documents"] = self.task.number_documents(examples, self.positions)
         return joined
 
-
-def _stack_hidden(
-    examples: Sequence[CachedExample], signals: Mapping[str, str]
-) -> dict[str, Tensor]:
-    return {
-        name: torch.cat([example.hidden[signal] for example in examples])
-        for name, signal in signals.items()
-    }
+    def read_features(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """`hidden` and what belongs to it; nothing of examples without a teacher."""
+        cached = [example for example in examples if isinstance(example, CachedExample)]
+        if not cached:
+            return {}
+        hidden = {
+            name: torch.cat([example.hidden[signal] for example in cached])
+            for name, signal in self.signals.items()
+        }
+        if not set(self.signals) - {"pooled"}:
+            return {"hidden": hidden}
+        documents = self.task.number_documents(examples, self.positions)
+        return {"hidden": hidden, "documents": documents}

@@ -21,6 +21,7 @@ from pipeline.arguments import watch
 from pipeline.batches import COUNTED, Collator, Selection, StepSampler
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, NumericalError
+from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
@@ -50,6 +51,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         curve: takes one line per log.
         seconds_before: of training before this session, where a run continues.
         learning_rates: of parts of the model that do not learn at `args.learning_rate`.
+        seat: among students that read their batches together.
         callbacks: transformers callbacks, for instance early stopping.
     """
 
@@ -64,6 +66,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         curve: Curve | None = None,
         seconds_before: float = 0.0,
         learning_rates: LearningRates | None = None,
+        seat: Seat | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.losses = tuple(losses)
@@ -72,6 +75,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.evaluate_model = evaluate_model
         self.curve = curve
         self.learning_rates = learning_rates
+        self.seat = seat
         self.seconds_evaluating = 0.0
         self._began = time.perf_counter() - seconds_before
         self._term_sums = torch.zeros(len(self.losses))
@@ -84,7 +88,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train,
             eval_dataset=train if evaluate_model else None,  # evaluate() measures on its own
             data_collator=collator,
-            callbacks=[_SetEpoch(), *callbacks],
+            callbacks=[_SetEpoch(), *callbacks, *([seat] if seat else [])],
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries; see `callbacks`
         # Our loss is normalised over the whole step: the parent must not divide it again.
@@ -94,8 +98,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def seconds_training(self) -> float:
-        """Seconds since training began, earlier sessions included and evaluation left out."""
-        return time.perf_counter() - self._began - self.seconds_evaluating
+        """Seconds of training, earlier sessions included; evaluation and what other students of
+        the same launch took are left out."""
+        elsewhere = self.seconds_evaluating + (self.seat.waited if self.seat else 0.0)
+        return time.perf_counter() - self._began - elsewhere
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's share of every batch; accelerate would repeat examples to fill the last."""
@@ -108,10 +114,13 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             args.world_size,
             args.dataloader_drop_last,
         )
+        examples, collate = self.train_dataset, self.data_collator
+        if self.seat is not None:
+            examples, collate = self.seat.shared.view(examples, collate)
         return DataLoader(
-            self.train_dataset,
+            examples,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,

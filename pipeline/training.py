@@ -23,6 +23,7 @@ from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluation import measure, score_model
+from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates
@@ -67,6 +68,7 @@ def train_model(
     learning_rates: LearningRates | None = None,
     save_dtype: torch.dtype = torch.float32,
     callbacks: Sequence[transformers.TrainerCallback] = (),
+    seat: Seat | None = None,
 ) -> Outcome:
     """Train, resuming from the last checkpoint in the folder; save; measure what was saved.
 
@@ -77,6 +79,7 @@ def train_model(
         learning_rates: of parts of the model that do not learn at `training.learning_rate`.
         save_dtype: precision of the weights in the finished folder.
         callbacks: of transformers, for instance to show progress.
+        seat: among students that read their batches together.
 
     Raises:
         ConfigError: a setting or split does not exist.
@@ -115,6 +118,7 @@ def train_model(
             curve=curve_file,
             seconds_before=seconds_before,
             learning_rates=learning_rates,
+            seat=seat,
             callbacks=[*patience, *_reporters(args, output), *callbacks],
         )
         trainer.train(resume_from_checkpoint=resume)

@@ -50,6 +50,9 @@ def cache_teacher_command(config: Config, set_: Overrides = None) -> None:
 def train_student_command(
     configs: Annotated[list[str], typer.Argument(help="YAML files, or names of shipped configs.")],
     set_: Overrides = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="In one pass over the cache: decode once for all.")
+    ] = False,
 ) -> None:
     """Train one student after the other, each from the cache its config names.
 
@@ -57,12 +60,13 @@ def train_student_command(
     """
     from pipeline.config import load_config
     from stages.train_student import StudentConfig, train_student
+    from stages.train_together import train_together
 
     parsed = [
         load_config(StudentConfig, find_config("student", config), set_ or []) for config in configs
     ]
-    for config in parsed:
-        _report(train_student(config))
+    for run in train_together(parsed) if together else map(train_student, parsed):
+        _report(run)
 
 
 @app.command("train-teacher")

@@ -17,6 +17,7 @@ from pipeline.batches import Selection
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel, member_of
 from pipeline.evaluation import measure, teacher_scores
+from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
@@ -75,8 +76,11 @@ class StudentConfig(StrictModel):
 
 
 @quiet_libraries()
-def train_student(config: StudentConfig) -> Path:
+def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     """Train the student of a config and return its folder; a finished one is left as it is.
+
+    Args:
+        seat: among students that read their batches together.
 
     Raises:
         StillroomError: the config, cache or checkpoint does not fit (one line).
@@ -110,6 +114,7 @@ def train_student(config: StudentConfig) -> Path:
         config.output,
         config.learning_rates,
         callbacks=[TrainingProgress(config.output.name)],
+        seat=seat,
     )
     result = Result(
         name=config.output.name,

@@ -15,6 +15,7 @@ from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
 from pipeline.examples import CachedExample
+from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES, Loss
 from pipeline.optimizing import LearningRates
 from pipeline.targets import UNLABELLED
@@ -115,6 +116,7 @@ def make_trainer(
     model: PreTrainedModel | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     learning_rates: LearningRates | None = None,
+    seat: Seat | None = None,
     **training: Any,
 ) -> DistillationTrainer:
     """The real trainer over examples in memory, with plain gradient descent."""
@@ -139,6 +141,7 @@ def make_trainer(
         training_arguments(settings, EvaluationConfig(), folder),
         curve=Curve(folder / "metrics.jsonl"),
         learning_rates=learning_rates,
+        seat=seat,
         callbacks=callbacks,
     )
 

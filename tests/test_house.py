@@ -27,7 +27,16 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling"},
     {
-        *("batches", "terms", "evaluation", "reading", "resuming", "trainer", "training"),
+        *(
+            "batches",
+            "terms",
+            "evaluation",
+            "reading",
+            "resuming",
+            "lockstep",
+            "trainer",
+            "training",
+        ),
         *("capture", "export", "outputs", "arguments", "optimizing", "curve"),
     },
 ]
