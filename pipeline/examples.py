@@ -24,7 +24,8 @@ class Example:
         example_id: unique in its data set and stable from run to run.
         input_ids: [T] int32, the tokens the model reads, without padding.
         segment_lengths: [documents] int32, lengths of the documents packed into input_ids, which
-            must not see one another; they sum to T. One entry where nothing is packed.
+            must not see one another, or of what else `Task.segments` says; they sum to T. One entry
+            where nothing is packed.
         target_positions: [N] int32, positions whose distribution is asked for, ascending; one
             entry, 0, for a task that has one distribution for the whole example.
         label_ids: [N] int32, the class each distribution is about (for a language model the token

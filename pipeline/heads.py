@@ -1,6 +1,6 @@
 """The output head of a language model, applied to chosen hidden states only.
 
-    hidden [n, D] -- weight, bias --> * scale --> soft-cap --> logits [n, V] float32
+    hidden [n, D] -- weight, bias --> * scale --> soft-cap --> + offset --> logits [n, V] float32
 
 A model computes logits of every position at once; a head applied to a few positions at a time
 needs no [B, T, V] tensor. Models decorate their head under many names, so nothing is believed: the
@@ -36,6 +36,8 @@ class OutputHead:
         scale: the factor on the logits.
         soft_cap: c of c * tanh(logits / c), after the factor; None for none.
         num_classes: V.
+        offset: [V'] that a model adds to its logits and does not learn (BART's final_logits_bias),
+            or None.
     """
 
     weight: Tensor
@@ -43,6 +45,7 @@ class OutputHead:
     scale: float
     soft_cap: float | None
     num_classes: int
+    offset: Tensor | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states after the final norm: [n, D] -> [n, V] float32."""
@@ -54,6 +57,8 @@ class OutputHead:
             logits = logits * self.scale
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        if self.offset is not None:
+            logits = logits + self.offset[:V].to(logits)
         return logits
 
     @staticmethod
@@ -136,8 +141,11 @@ def _probe(model: Any, num_classes: int) -> dict[str, Any]:
 def _candidates(model: Any, layer: nn.Linear, num_classes: int) -> Iterator[OutputHead]:
     """The layer with everything that the model's config may mean to be done to its logits."""
     bias = None if layer.bias is None else layer.bias.detach()
+    offset = getattr(model, "final_logits_bias", None)
+    if offset is not None:
+        offset = offset.flatten() if bool((offset != 0).any()) else None
     for scale, cap in product(*_decorations(model.config)):
-        yield OutputHead(layer.weight.detach(), bias, scale, cap, num_classes)
+        yield OutputHead(layer.weight.detach(), bias, scale, cap, num_classes, offset)
 
 
 def _decorations(config: Any) -> tuple[list[float], list[float | None]]:

@@ -35,6 +35,7 @@ from pipeline.teacher import (
     Teacher,
     TeacherConfig,
     describe_files,
+    load_settings,
     load_tokenizer,
     require_isolation,
 )
@@ -113,6 +114,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     rows = load_rows(config.data)
     task = _with_labels(config.task, rows)
     tokenizer = load_tokenizer(config.teacher)
+    task = task.complete(load_settings(config.teacher), tokenizer)
     if (output / "manifest.json").is_file():
         manifest = _require_same_content(config, task, rows, tokenizer)
         console.print(
@@ -196,6 +198,10 @@ def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> No
 
 
 def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
+    if config.hidden.pooled and config.task.segments == "streams":
+        raise ConfigError(
+            "hidden.pooled: an encoder and a decoder give no one vector of a text; keep layers"
+        )
     targets = config.targets.resolve(teacher.num_classes)
     return CaptureSpec(
         top_k=int(targets.top_k),

@@ -29,6 +29,8 @@ from pipeline.training import train_model
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
+_READ = ("text", "text_pair", "prompt", "completion", "source", "target")  # that hold plain text
+
 
 class NewTokenizer(StrictModel):
     """A byte-level BPE made from the training text; one special token begins and ends documents,
@@ -78,8 +80,9 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     if hasattr(task, "labels"):
         task = task.model_copy(update={"labels": rows.label_names})
     tokenizer = _tokenizer(config, rows)
-    examples = list(task.examples(rows, tokenizer, config.data.carry))
     model = build_student(config.model, task, task.num_classes(tokenizer), tokenizer, config.seed)
+    task = task.complete(model.config, tokenizer)
+    examples = list(task.examples(rows, tokenizer, config.data.carry))
     name_labels(model, task.label_names)
     freeze(model, config.freeze)
     losses = [CrossEntropy(label_smoothing=config.label_smoothing)]
@@ -159,7 +162,7 @@ def _train_tokenizer(wanted: NewTokenizer, rows: Rows, masks: bool) -> Any:
 def _training_text(rows: Rows) -> Iterator[str]:
     for row in rows:
         if row["split"] == "train":
-            yield row["text"]
+            yield from (row[column] for column in _READ if row.get(column) is not None)
 
 
 def _split(examples: list[Example], name: str) -> list[int]:

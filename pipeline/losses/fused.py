@@ -198,12 +198,18 @@ class _Work:
             logits *= head.scale
         buffer[:, -1] = -torch.inf
         if head.soft_cap is None:
-            return buffer, None
+            return self._offset(buffer), None
         bend = self.fused.buffer("bend", len(hidden), hidden, self.dtype)[:, :-1]
         logits.div_(head.soft_cap).tanh_()
         torch.mul(logits, logits, out=bend).neg_().add_(1.0)
         logits *= head.soft_cap
-        return buffer, bend
+        return self._offset(buffer), bend
+
+    def _offset(self, buffer: Tensor) -> Tensor:
+        offset = self.fused.head.offset
+        if offset is not None:
+            buffer[:, :-1] += offset[: self.classes].to(buffer)
+        return buffer
 
     def _run_plainly(self, rows: slice, knowledge: Knowledge) -> None:
         """A chunk in which some row has hardly any mass where it is asked for: loss by loss."""

@@ -2,8 +2,9 @@
 
     DataConfig -> opening -> tables by split -> columns -> filters -> labels -> Rows
 
-Canonical columns: id, text, text_pair, label, messages, prompt, completion, and those that are
-mapped or carried. Tables stay on disk, Arrow-backed; a row becomes Python only when it is read.
+Canonical columns: id, text, text_pair, label, messages, prompt, completion, source and target, and
+those that are mapped or carried. Tables stay on disk, Arrow-backed; a row becomes Python only when
+it is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,11 +89,12 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     """
     opened = _open(config)
     columns = resolve_columns(config, opened)
-    if not columns.keys() & {"text", "messages", "prompt"}:
+    if not columns.keys() & {"text", "messages", "prompt", "source"}:
         found = ", ".join(sorted(next(iter(opened.tables.values())).column_names))
         raise DataError(
-            f"{config.source}: has the columns {found}; expected text, messages, or prompt and"
-            " completion: map them with data.columns, for instance columns.text=NAME"
+            f"{config.source}: has the columns {found}; expected text, messages, prompt and"
+            " completion, or source and target: map them with data.columns, for instance"
+            " columns.text=NAME"
         )
     parts = tuple(cut_part(split, opened, config, columns) for split in config.splits)
     if unique:

@@ -16,6 +16,7 @@ from pipeline.sources.labels import Key, read_label
 from pipeline.sources.opening import Opened, Table
 
 CANONICAL = ("id", "text", "text_pair", "label", "messages", "prompt", "completion")
+_PAIR = ("source", "target")  # canonical together: a `source` alone may be where a text is from
 _BATCH = 1024  # rows that are Python objects at one time
 
 
@@ -120,7 +121,7 @@ def cut_part(split: Split, opened: Opened, config: DataConfig, columns: Mapping[
     subject = f"{config.source} ({split})"
     if len(table) == 0:
         raise DataError(f"{subject}: is empty; expected at least one row")
-    inherent = {*CANONICAL, *opened.columns, *config.columns, *config.carry}
+    inherent = {*CANONICAL, *_PAIR, *opened.columns, *config.columns, *config.carry}
     shown = tuple(c for c in columns if c in inherent and c != "id")  # not those of filters alone
     whole = Part(split, table, np.arange(len(table)), columns, shown, subject)
     for column in config.carry:
@@ -139,7 +140,8 @@ def resolve_columns(config: DataConfig, opened: Opened) -> dict[str, str]:
         DataError: a column that the config names is not there (with the nearest one).
     """
     there = list(next(iter(opened.tables.values())).column_names)
-    known = {c: c for c in CANONICAL if c in there} | dict(opened.columns) | config.columns
+    inherent = [*CANONICAL, *(_PAIR if all(column in there for column in _PAIR) else ())]
+    known = {c: c for c in inherent if c in there} | dict(opened.columns) | config.columns
     labelled = config.labelled.where if config.labelled else {}
     asked = [c for c in (*config.carry, *config.where, *labelled) if c not in ("id", "split")]
     columns = known | {c: c for c in asked if c not in known}

@@ -55,7 +55,10 @@ def build_student(
         return _from_scratch(origin, task, num_classes, tokenizer)
     model = load_model(origin.model, task, num_classes, origin.revision, origin.dropout)
     if isinstance(origin, FromTeacher):
-        keep_layers(model, origin.layers, origin.model)
+        keep_layers(model, origin.layers, origin.decoder_layers, origin.model)
+    for name, value in task.model_settings(tokenizer).items():
+        setattr(model.config, name, value)
+        setattr(model.generation_config, name, value)
     return model
 
 
@@ -96,6 +99,8 @@ def _from_scratch(
         "num_key_value_heads": origin.heads,
         "intermediate_size": origin.intermediate_size,
     }
+    if task.auto_class == "AutoModelForSeq2SeqLM":
+        wanted |= _stack_sizes(origin)
     accepted = _settings_of(known[origin.architecture])
     numbers = {k: v for k, v in wanted.items() if v is not None and k in accepted}
     rows = max(num_classes, len(tokenizer)) if task.vocabulary else len(tokenizer)
@@ -104,6 +109,9 @@ def _from_scratch(
         numbers[token] = getattr(tokenizer, token)
     if (labels := task.num_labels()) is not None:
         numbers["num_labels"] = labels
+    numbers |= task.model_settings(tokenizer)
+    if "forced_eos_token_id" in accepted:  # else an id of the architecture's own tokenizer
+        numbers["forced_eos_token_id"] = tokenizer.eos_token_id
     config = transformers.AutoConfig.for_model(origin.architecture, **numbers | origin.settings)
     if origin.dropout is not None:
         set_dropout(config, origin.dropout)
@@ -117,6 +125,23 @@ def _from_scratch(
         ) from error
     require_causal(model, task, origin.architecture)
     return model
+
+
+def _stack_sizes(origin: FromScratch) -> dict[str, int | None]:
+    """The sizes by the names that models with an encoder and a decoder give them."""
+    decoder_layers = origin.layers if origin.decoder_layers is None else origin.decoder_layers
+    head_size = origin.hidden_size and origin.heads and origin.hidden_size // origin.heads
+    return {
+        "encoder_layers": origin.layers,
+        "decoder_layers": decoder_layers,
+        "num_decoder_layers": decoder_layers,
+        "encoder_attention_heads": origin.heads,
+        "decoder_attention_heads": origin.heads,
+        "encoder_ffn_dim": origin.intermediate_size,
+        "decoder_ffn_dim": origin.intermediate_size,
+        "d_ff": origin.intermediate_size,
+        "d_kv": head_size,
+    }
 
 
 def _settings_of(config_class: Any) -> set[str]:

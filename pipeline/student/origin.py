@@ -1,8 +1,8 @@
 """Where a student comes from: the three kinds of `student:` in a config."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, did_you_mean
@@ -14,7 +14,8 @@ class FromScratch(StrictModel):
     Attributes:
         architecture: a transformers model type, for instance llama, gpt2, bert; or hashed-bag.
         layers, hidden_size, heads, intermediate_size: as their names say; the architecture's own
-            default where left out.
+            default where left out. With an encoder and a decoder, of both.
+        decoder_layers: of the decoder, where it should not have as many as the encoder.
         dropout: every dropout rate the architecture has.
         settings: anything else of the architecture's own configuration.
         tokenizer: settings of the tokenizer that hashed-bag brings (buckets, ngram_sizes).
@@ -23,6 +24,7 @@ class FromScratch(StrictModel):
     source: Literal["scratch"] = Field(default="scratch", alias="from")
     architecture: str
     layers: int | None = None
+    decoder_layers: int | None = None
     hidden_size: int | None = None
     heads: int | None = None
     intermediate_size: int | None = None
@@ -45,14 +47,23 @@ class FromTeacher(StrictModel):
 
     Attributes:
         model: where the teacher's weights are (hub name or folder).
-        layers: the teacher's layers to copy, in order, counted from 0.
+        layers: the teacher's layers to copy, in order, counted from 0; all where left out.
+        decoder_layers: the same of the decoder, of a teacher that has an encoder too; then `layers`
+            are the encoder's. Shleifer & Rush (2020) keep the encoder and prune the decoder.
     """
 
     source: Literal["teacher"] = Field(default="teacher", alias="from")
     model: str
-    layers: list[int] = Field(min_length=1)
+    layers: list[int] | None = Field(default=None, min_length=1)
+    decoder_layers: list[int] | None = Field(default=None, min_length=1)
     revision: str | None = None
     dropout: float | None = None
+
+    @model_validator(mode="after")
+    def _check_pruned(self) -> Self:
+        if self.layers is None and self.decoder_layers is None:
+            raise ValueError("student.layers: name the teacher's layers to copy")
+        return self
 
 
 StudentOrigin = FromScratch | FromPretrained | FromTeacher

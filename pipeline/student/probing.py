@@ -16,9 +16,10 @@ _LENGTH = 6  # tokens per probed document
 
 @torch.no_grad()
 def require_causal(model: Any, task: Task, name: str) -> None:
-    """Refuse a language model that sees later tokens, or other documents where a task packs them.
+    """Refuse a model that sees later tokens, or other documents where a task packs them.
 
-    Either would let a student copy what it is asked to predict.
+    Either would let a student copy what it is asked to predict. A decoder may see all that its
+    encoder reads, and of its own input what came before.
 
     Args:
         model: with the task's head; models of sequences are not asked.
@@ -27,13 +28,13 @@ def require_causal(model: Any, task: Task, name: str) -> None:
     Raises:
         ModelError: it looks ahead, or where it should not look.
     """
-    if task.auto_class != "AutoModelForCausalLM":
+    if task.auto_class not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
         return
     was_training = model.training
     with without_cache(model.eval()):
         plain, later, other = (_logits(model, task, change) for change in ("none", "last", "first"))
     model.train(was_training)
-    if _differ(plain[:, : 2 * _LENGTH - 1], later[:, : 2 * _LENGTH - 1]):
+    if _differ(plain[:, :-1], later[:, :-1]):
         raise ModelError(
             f"{name}: {type(model).__name__} sees the tokens it should predict; choose a causal"
             " language model"
@@ -46,10 +47,11 @@ def require_causal(model: Any, task: Task, name: str) -> None:
 
 
 def _logits(model: Any, task: Task, change: str) -> Tensor:
-    """Two rows of two documents; `change` moves the last token or the first document."""
+    """Two rows of two segments; `change` moves the last token that is read, or segment one."""
     ids = np.arange(2 * _LENGTH, dtype=np.int32) % 2
     if change == "last":
-        ids[-1] = 1 - ids[-1]
+        read = -2 if task.segments == "streams" else -1  # a decoder is not given the very last
+        ids[read] = 1 - ids[read]
     elif change == "first":
         ids[:_LENGTH] = 1 - ids[:_LENGTH]
     lengths = np.array([_LENGTH, _LENGTH], dtype=np.int32)

@@ -3,11 +3,13 @@
 from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
+from pipeline.tasks.seq2seq import Seq2Seq
 from pipeline.tasks.sequence_classification import SequenceClassification
 
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "masked-lm": MaskedLM,
+    "seq2seq": Seq2Seq,
     "sequence-classification": SequenceClassification,
 }
 
@@ -18,6 +20,7 @@ __all__ = [
     "MaskedLM",
     "Observation",
     "Scores",
+    "Seq2Seq",
     "SequenceClassification",
     "Task",
 ]

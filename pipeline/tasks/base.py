@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -117,6 +117,18 @@ class Task(StrictModel, ABC):
         """Outputs of the classification head; None for a model that has none."""
         return None if self.label_names is None else len(self.label_names)
 
+    def complete(self, config: Any, tokenizer: Any) -> Self:
+        """The task with what only the teacher's configuration says; itself, for most.
+
+        Args:
+            config: of the teacher, as transformers reads it.
+        """
+        return self
+
+    def model_settings(self, tokenizer: Any) -> dict[str, Any]:
+        """What the task decides of a student's own configuration, by transformers' names."""
+        return {}
+
     @abstractmethod
     def examples(
         self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
@@ -190,12 +202,7 @@ class Task(StrictModel, ABC):
             pad_id: the token that fills short rows.
             positions: whose hidden states are kept.
         """
-        lengths = np.array([len(example.input_ids) for example in examples])
-        real = np.arange(lengths.max()) < lengths[:, None]
-        filled = np.full(real.shape, pad_id, dtype=np.int64)
-        for row, example in zip(filled, examples, strict=True):
-            row[: len(example.input_ids)] = example.input_ids
-        input_ids, attention_mask = torch.from_numpy(filled), torch.from_numpy(real).long()
+        input_ids, attention_mask = pad_rows([e.input_ids for e in examples], pad_id)
         width = input_ids.shape[1]
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         target_index = flat_index([e.target_positions for e in examples], width)
@@ -225,6 +232,16 @@ class Task(StrictModel, ABC):
         if self.features == "targets":
             return example.target_positions
         return np.arange(len(example.input_ids))
+
+
+def pad_rows(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids filled up on the right, [B, T] int64, and a mask that is 1 where they are real."""
+    lengths = np.array([len(row) for row in rows])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    filled = np.full(real.shape, pad_id, dtype=np.int64)
+    for place, row in zip(filled, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(filled), torch.from_numpy(real).long()
 
 
 def flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:

@@ -5,7 +5,7 @@ TeacherConfig -- load --> Teacher -- capture(inputs) --> Captured -- examples() 
 
 from pipeline.teacher.background import Background, map_in_order, one_thread_each
 from pipeline.teacher.captured import Captured
-from pipeline.teacher.loading import TeacherConfig, describe_files, load_tokenizer
+from pipeline.teacher.loading import TeacherConfig, describe_files, load_settings, load_tokenizer
 from pipeline.teacher.model import CaptureSpec, Teacher
 from pipeline.teacher.packing import require_isolation
 from pipeline.teacher.spool import Spool
@@ -18,6 +18,7 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "describe_files",
+    "load_settings",
     "load_tokenizer",
     "map_in_order",
     "one_thread_each",

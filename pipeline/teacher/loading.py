@@ -54,6 +54,19 @@ def load_tokenizer(config: TeacherConfig) -> Any:
         ) from error
 
 
+def load_settings(config: TeacherConfig) -> Any:
+    """The teacher's configuration alone, without its weights.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    _check_folder(config)
+    try:
+        return transformers.AutoConfig.from_pretrained(config.model, **_source(config))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{config.model}: has no configuration ({_reason(error)})") from error
+
+
 def load_model(
     config: TeacherConfig, auto_class: str, label_names: Sequence[str] | None = None
 ) -> Any:
@@ -108,6 +121,14 @@ def choose_device(device: str) -> torch.device:
             f"teacher.device: {device!r} cannot be used here ({_reason(error)}); use auto or cpu"
         ) from error
     return chosen
+
+
+def count_layers(config: Any) -> int:
+    """The layers that hidden states are kept of: the decoder's, where there is an encoder too."""
+    names = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ()
+    return int(
+        next((getattr(config, n) for n in names if hasattr(config, n)), config.num_hidden_layers)
+    )
 
 
 def describe_files(config: TeacherConfig) -> dict[str, Any]:

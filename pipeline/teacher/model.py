@@ -23,7 +23,7 @@ from pipeline.heads import OutputHead, head_input
 from pipeline.identity import digest_json, digest_weights
 from pipeline.targets import Targets
 from pipeline.teacher.captured import Captured
-from pipeline.teacher.loading import TeacherConfig, load_model
+from pipeline.teacher.loading import TeacherConfig, count_layers, load_model
 from pipeline.teacher.packing import drop_unknown
 from pipeline.teacher.sparse import sparse_targets
 from pipeline.teacher.stopwatch import Stopwatch
@@ -74,7 +74,8 @@ class Teacher:
     Attributes:
         model: the transformers model, on its device.
         num_classes: V.
-        num_layers: L; hidden states have the indices 0 (embeddings) to L.
+        num_layers: L, of the decoder where there is one beside an encoder; hidden states have the
+            indices 0 (embeddings) to L.
         width: D.
         head: the output head of a language model; None where the whole model gives the logits.
         task: says where in the model's outputs logits and hidden states are.
@@ -98,7 +99,7 @@ class Teacher:
         self.name = str(model.name_or_path or type(model).__name__)
         self.num_classes = num_classes
         text = model.config.get_text_config()
-        self.num_layers = int(text.num_hidden_layers)
+        self.num_layers = count_layers(text)
         self.width = int(text.hidden_size)
         self.task = task
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -211,7 +212,9 @@ class Teacher:
         if spec.pooled:
             lengths = torch.tensor([len(example.input_ids) for example in examples])
             hidden["pooled"] = _pool(states[-1], lengths)
-        features = _count_by_row(feature_index, inputs)
+        features = [0] * len(examples)
+        if spec.layers:
+            features = _count_by_row(feature_index, states[0].shape[1], len(examples))
         return Captured.start_copy(targets, hidden, examples, features)
 
     def _run(self, inputs: dict[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
@@ -277,9 +280,8 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _count_by_row(index: Tensor, inputs: Mapping[str, Tensor]) -> list[int]:
-    """How many flat positions b * T + t lie in each of the B rows."""
-    rows, width = inputs["input_ids"].shape
+def _count_by_row(index: Tensor, width: int, rows: int) -> list[int]:
+    """How many flat positions b * T + t lie in each of the B rows, T wide."""
     counts: list[int] = torch.bincount(index // width, minlength=rows).tolist()
     return counts
 

@@ -1,0 +1,243 @@
+"""One text from another: translation, summarisation, by a model with an encoder and a decoder.
+
+    row -> source and target tokens -> [source | start, y1 .. yN] -> Example
+
+An example holds both streams in one sequence of tokens, so that row t is about token t + 1 here
+too: the decoder's start token asks for y1, y1 for y2, and so on to the end mark. A batch takes them
+apart again: the encoder reads the source, the decoder start .. y(N-1).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby, islice
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.examples import Example
+from pipeline.metrics import Metric
+from pipeline.positions import Positions, pick_positions
+from pipeline.tasks.base import Batch, Scores, Task, flat_index, pad_rows
+from pipeline.tasks.causal_lm import count_ids, language_metrics
+
+_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
+_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+
+
+class Seq2Seq(Task):
+    """Target tokens given a source; rows bring `source` and `target`.
+
+    Attributes:
+        max_source_length, max_target_length: tokens read and learned at most, special ones
+            included; what is longer is cut on the right. What the tokenizer's model reads where
+            left out.
+        source_language, target_language: codes of a multilingual tokenizer (its src_lang and
+            tgt_lang); a row's own columns of these names come first.
+        decoder_start: the token id that each decoder input begins with; "teacher" takes what the
+            teacher's configuration says, "last" the last token of each target (mBART's language).
+    """
+
+    auto_class: ClassVar = "AutoModelForSeq2SeqLM"
+    vocabulary: ClassVar = True
+    shifted: ClassVar = True
+    segments: ClassVar = "streams"
+    features: ClassVar = "targets"
+    same_tokens: ClassVar = True
+    reads: ClassVar = ("source", "target")
+
+    name: Literal["seq2seq"] = "seq2seq"
+    max_source_length: int | None = Field(default=None, ge=2)
+    max_target_length: int | None = Field(default=None, ge=2)
+    source_language: str | None = None
+    target_language: str | None = None
+    decoder_start: int | Literal["teacher", "last"] = "teacher"
+
+    def num_classes(self, tokenizer: Any) -> int:
+        """The number of token ids, gaps included."""
+        return count_ids(tokenizer)
+
+    def complete(self, config: Any, tokenizer: Any) -> Self:
+        """See `Task.complete`: with which token the decoder begins.
+
+        Raises:
+            ConfigError: the model does not say.
+        """
+        if self.decoder_start != "teacher":
+            return self
+        start = getattr(config, "decoder_start_token_id", None)
+        if config.model_type == "mbart":  # there it is the language that the target ends with
+            start = "last"
+        if start is None:
+            raise ConfigError(
+                "task.decoder_start: the teacher's configuration has no decoder_start_token_id;"
+                " set it to the id of the token that its decoder begins with"
+            )
+        return self.model_copy(update={"decoder_start": start})
+
+    def model_settings(self, tokenizer: Any) -> dict[str, Any]:
+        """See `Task.model_settings`: the same start as the teacher's."""
+        if self.decoder_start == "last":
+            return {}
+        start: int | None = None if self.decoder_start == "teacher" else self.decoder_start
+        marks = (start, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+        return {"decoder_start_token_id": next((m for m in marks if m is not None), 0)}
+
+    def examples(
+        self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
+    ) -> Iterator[Example]:
+        """See `Task.examples`; the target's text stays with the example, for metrics of text."""
+        if self.decoder_start == "teacher":
+            raise ConfigError("task.decoder_start: is not known yet; complete the task first")
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+            for languages, group in groupby(chunk, self._languages):
+                same = list(group)
+                sources, targets = self._tokenize(same, tokenizer, languages)
+                for row, source, target in zip(same, sources, targets, strict=True):
+                    yield self._example(row, source, target, carry)
+
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
+        """See `Task.batch`; indices count the decoder's positions, [B, W of the decoder]."""
+        sources, spoken = zip(*(streams(example) for example in examples), strict=True)
+        input_ids, attention_mask = pad_rows(sources, pad_id)
+        # The last token is no input: nothing is asked after it.
+        decoder_ids, decoder_mask = pad_rows([ids[:-1] for ids in spoken], pad_id)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": decoder_ids,
+            "decoder_attention_mask": decoder_mask,
+        }
+        lengths, width = [len(source) for source in sources], decoder_ids.shape[1]
+        targets = [e.target_positions - n for e, n in zip(examples, lengths, strict=True)]
+        features = [
+            pick_positions(e.target_positions, e, positions) - n
+            for e, n in zip(examples, lengths, strict=True)
+        ]
+        return Batch(inputs, flat_index(targets, width), flat_index(features, width), examples)
+
+    def hidden_states(self, outputs: Any) -> Sequence[Tensor]:
+        """See `Task.hidden_states`: those of the decoder."""
+        states: Sequence[Tensor] = outputs.decoder_hidden_states
+        return states
+
+    def metrics(self, scores: Scores) -> list[Metric]:
+        """Loss, perplexity, accuracy, calibration on the targets; agreement, KL."""
+        return language_metrics(scores)
+
+    def row(self, example: Example) -> dict[str, Any]:
+        """See `Task.row`."""
+        return {**example.columns, "id": example.example_id}
+
+    def _languages(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        source = row.get("source_language") or self.source_language
+        return source, row.get("target_language") or self.target_language
+
+    def _tokenize(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        languages: tuple[str | None, str | None],
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Token ids of sources and targets, each ended where the tokenizer has an end mark."""
+        limits = (
+            self._limit(self.max_source_length, tokenizer),
+            self._limit(self.max_target_length, tokenizer, spare=1),
+        )
+        with _speaking(tokenizer, *languages):
+            sources = _encode(_texts(rows, "source"), tokenizer, limits[0])
+            targets = _encode(_texts(rows, "target"), tokenizer, limits[1], as_target=True)
+        return sources, targets
+
+    def _limit(self, chosen: int | None, tokenizer: Any, spare: int = 0) -> int | None:
+        """Tokens at most; `spare` is room for the start token."""
+        if chosen is None and tokenizer.model_max_length < _NO_LIMIT:
+            return int(tokenizer.model_max_length) - spare
+        return chosen
+
+    def _example(
+        self, row: Mapping[str, Any], source: np.ndarray, target: np.ndarray, carry: Sequence[str]
+    ) -> Example:
+        if len(source) == 0 or len(target) == 0:
+            empty = "target" if len(source) else "source"
+            raise DataError(
+                f"example {row['id']}: its {empty} gives no token; leave it out of the data"
+            )
+        start = int(target[-1]) if self.decoder_start == "last" else int(self.decoder_start)
+        kept = dict.fromkeys(("split", "target", *carry))
+        return Example(
+            example_id=str(row["id"]),
+            input_ids=np.concatenate([source, [start], target]).astype(np.int32),
+            segment_lengths=np.array([len(source), 1 + len(target)], dtype=np.int32),
+            target_positions=np.arange(len(target), dtype=np.int32) + len(source),
+            label_ids=target,
+            columns={column: row[column] for column in kept if column in row},
+        )
+
+
+def streams(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder reads, and what the decoder says after its start token (which is first)."""
+    length = int(example.segment_lengths[0])
+    return example.input_ids[:length], example.input_ids[length:]
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    for row in rows:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
+                f" map the right column with data.columns.{column}"
+            )
+    return [row[column] for row in rows]
+
+
+def _encode(
+    texts: list[str], tokenizer: Any, limit: int | None, as_target: bool = False
+) -> list[np.ndarray]:
+    texts_of = {"text_target" if as_target else "text": texts}
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
+    try:
+        encoded = tokenizer(**texts_of, truncation=limit is not None, max_length=limit)
+    finally:
+        tokenizer.truncation_side = side
+    return [_ended(ids, tokenizer.eos_token_id, limit) for ids in encoded["input_ids"]]
+
+
+def _ended(ids: list[int], eos: int | None, limit: int | None) -> np.ndarray:
+    """With an end mark where the tokenizer has one and sets none itself."""
+    if eos is not None and eos not in ids:
+        ids = [*ids[: None if limit is None else limit - 1], eos]
+    return np.array(ids, dtype=np.int32)
+
+
+@contextmanager
+def _speaking(tokenizer: Any, source: str | None, target: str | None) -> Iterator[None]:
+    """Let a multilingual tokenizer read one language and write another; it is left as it was."""
+    wanted = {"src_lang": source, "tgt_lang": target}
+    before = {}
+    for name, language in wanted.items():
+        if language is None:
+            continue
+        if not hasattr(tokenizer, name):
+            raise ConfigError(
+                f"task: language {language!r} is given, but the tokenizer"
+                f" ({type(tokenizer).__name__}) knows no languages; leave it out"
+            )
+        before[name] = getattr(tokenizer, name)
+        try:
+            setattr(tokenizer, name, language)
+        except KeyError as error:
+            raise ConfigError(
+                f"task: the tokenizer does not know the language {language!r}"
+            ) from error
+    try:
+        yield
+    finally:
+        for name, language in before.items():
+            if language is not None:
+                setattr(tokenizer, name, language)
