@@ -81,14 +81,13 @@ def teacher_scores(examples: Selection) -> Scores:
         example = examples[index]
         assert isinstance(example, CachedExample)
         targets = example.targets
-        top, logit = targets.first_choice()
-        confidence = torch.exp(logit - targets.logsumexp[:, targets.temperatures.index(1.0)])
+        confidence = targets.confidence()
         parts.append(
             _scores(
                 [example],
                 {},
                 label_ids=torch.from_numpy(example.label_ids.astype(np.int64)),
-                predictions=top,
+                predictions=targets.first_choice()[0],
                 confidence=confidence,
                 label_log_probs=targets.label_log_probs,
                 kl_to_teacher=torch.full_like(confidence, torch.nan),

@@ -53,6 +53,18 @@ class SparseDistribution:
     draw_weights: Tensor
     num_classes: int
 
+    def entropy(self) -> Tensor:
+        """[N] nats: exact where every class is kept, unbiased where there are draws, else a lower
+        bound, because no class of the tail is more probable than the least of the kept ones."""
+        kept = _surprise(self.log_probs.exp(), self.log_probs)
+        if self.ids.shape[1] == self.num_classes:
+            return kept
+        if self.draw_ids.shape[1]:
+            return kept + _surprise(self.draw_weights, self.draw_log_probs)
+        present = self.log_probs > -torch.inf
+        least = torch.where(present, self.log_probs, 0.0).amin(dim=1)
+        return kept - self.tail_mass * least
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -115,6 +127,10 @@ class Targets:
         logit, column = logits.max(dim=1)
         return ids.gather(1, column[:, None])[:, 0].long(), logit
 
+    def confidence(self) -> Tensor:
+        """The probability of the first choice at T = 1, [N]."""
+        return torch.exp(self.first_choice()[1] - self._logsumexp(1.0)[:, 0])
+
     def at(self, temperature: float) -> SparseDistribution:
         """The distribution softmax(z / temperature), exact on the kept ids.
 
@@ -162,3 +178,8 @@ class Targets:
 
 def _tail_mass(log_probs: Tensor) -> Tensor:
     return (1.0 - log_probs.exp().sum(dim=-1)).clamp(min=0.0)
+
+
+def _surprise(weights: Tensor, log_probs: Tensor) -> Tensor:
+    """- sum w log p over the last dimension, where p = 0 adds nothing."""
+    return -(weights * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=1)

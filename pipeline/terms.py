@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from pipeline.batches import COUNTED
 from pipeline.errors import ModelError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
@@ -98,7 +99,7 @@ def weigh_terms(
         what the model returned (logits of no position where the head is fused).
     """
     classes = [index for index, loss in enumerate(losses) if isinstance(loss, ClassLoss)]
-    if fused is None or not classes:
+    if fused is None or not classes or any(loss.needs_all_logits for loss in losses):
         outputs, student = run_student(model, batch, losses, task)
         sums = torch.stack(sum_terms(losses, student, batch, projections_of(model)))
         total = (sums * torch.stack([f.to(sums) for f in factors])).sum()
@@ -160,6 +161,18 @@ def _sum_in_head(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def count_units(losses: Sequence[Loss], batch: Mapping[str, Any]) -> Tensor:
+    """What each loss's sum over this batch counts towards the mean: its valid units or, where they
+    count differently, their weights, [L] float32."""
+    knowledge = _knowledge(batch)
+    found = []
+    for loss in losses:
+        weights = loss.weights(knowledge)
+        units = batch["counts"][COUNTED.index(loss.unit)] if weights is None else weights.sum()
+        found.append(units.float())
+    return torch.stack(found)
 
 
 def sum_terms(

@@ -28,6 +28,7 @@ from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates, parameter_groups
 from pipeline.terms import (
     attach_projections,
+    count_units,
     fuse_head,
     name_terms,
     weigh_terms,
@@ -160,12 +161,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if not batches:
             return batches, None
         self._steps_summed += 1
-        counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0).to(device)
+        units = torch.stack([count_units(self.losses, batch) for batch in batches])
+        tokens = torch.stack([batch["counts"][COUNTED.index("tokens")] for batch in batches])
+        units, tokens = units.sum(dim=0).to(device), tokens.sum().to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
+            units, tokens = (self.accelerator.reduce(n, reduction="sum") for n in (units, tokens))
         # Part of the state, so that it goes into checkpoints and is exact after resuming.
-        self.state.num_input_tokens_seen += int(counts[COUNTED.index("tokens")])
-        return batches, counts
+        self.state.num_input_tokens_seen += int(tokens)
+        return batches, units
 
     def compute_loss(
         self,
@@ -177,11 +180,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """The weighted terms of a micro-batch over the units of the whole optimizer step.
 
         Args:
-            num_items_in_batch: counts in the order of `batches.COUNTED`; the batch's own if None.
+            num_items_in_batch: of each loss, [L]; the batch's own if None.
         """
-        counts = inputs["counts"] if num_items_in_batch is None else num_items_in_batch
-        units = [COUNTED.index(loss.unit) for loss in self.losses]
-        shares = 1.0 / counts[units].clamp(min=1)
+        units = num_items_in_batch
+        if units is None:
+            units = count_units(self.losses, inputs)
+        shares = torch.where(units > 0.0, 1.0 / units, 0.0)
         progress = self.state.global_step / max(self.state.max_steps, 1)
         factors = [
             loss.weight_at(progress) * share
@@ -194,7 +198,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         scales = torch.tensor([loss.gradient_scale for loss in self.losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
         self._term_sums = self._term_sums.to(total.device) + means
-        # DDP averages gradients over ranks; the counts above are already those of all ranks.
+        # DDP averages gradients over ranks; the units above are already those of all ranks.
         total = total * self.args.world_size if num_items_in_batch is not None else total
         return (total, outputs) if return_outputs else total
 

@@ -26,7 +26,8 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "skew_kl": [{"tail": "bucket"}, {"tail": "draws", "reverse": True, "temperature": 2.0}],
     "total_variation": [{"tail": "bucket"}, {"tail": "draws", "temperature": 2.0}],
     "ranking": [{}, {"form": "hinge", "depth": 2, "margin": 30.0}],
-    "cross_entropy": [{}, {"label_smoothing": 0.1}],
+    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"positions": {"weight": "entropy"}}],
+    "pseudo_label": [{"positions": {"weight": "confidence"}}],
     "hidden_mse": [
         {"layers": {1: -1}},
         {"layers": {0: 0, -1: 2}},
@@ -118,8 +119,11 @@ class Case:
         )
         return dict(zip(self.leaves, grads, strict=True))
 
-    def counted(self) -> int:
-        """The number of valid units, which the sum is divided by."""
+    def counted(self) -> float:
+        """The valid units, or their weights, which the sum is divided by."""
+        weights = self.loss.weights(self.knowledge)
+        if weights is not None:
+            return float(weights.sum())
         if self.loss.unit == "labels":
             return int((self.knowledge.label_ids != UNLABELLED).sum())
         return len(self.leaves["logits"])

@@ -24,6 +24,7 @@ from pipeline.losses import Loss
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.losses.labels import CrossEntropy
+from pipeline.losses.weighting import PositionWeights
 from pipeline.trainer import DistillationTrainer
 
 STEPS, MICRO_BATCHES, EXAMPLES = 2, 2, 8
@@ -46,7 +47,8 @@ def train(folder: Path, layout: str, tied: bool) -> Trained:
         layout: of `shard`; "flat" learns from no hidden states, "whole" shards nothing and "whole
             flat" does neither.
     """
-    losses: list[Loss] = [ForwardKL(temperature=2.0), CrossEntropy()]
+    certain = PositionWeights(weight="certainty")
+    losses: list[Loss] = [ForwardKL(temperature=2.0, positions=certain), CrossEntropy()]
     if "flat" not in layout:
         losses.append(HiddenMSE(layers={1: 1}))
     student = make_student(tie_word_embeddings=tied)

@@ -70,7 +70,8 @@ class Loss(StrictModel, ABC):
     """A member of the family: its own configuration, one value per position, no reduction.
 
     The trainer sums the values and divides by the number of valid units of the whole optimizer
-    step, over all micro-batches and ranks; `unit` says which count that is.
+    step, over all micro-batches and ranks; `unit` says which count that is, and `weights` how much
+    each of them counts.
     """
 
     name: str
@@ -92,6 +93,18 @@ class Loss(StrictModel, ABC):
     @abstractmethod
     def unit(self) -> Unit:
         """What is counted: target positions, those with a label, feature positions, or examples."""
+
+    def weights(self, knowledge: Knowledge) -> Tensor | None:
+        """How much each unit position counts, [n], 0 where it is not valid; None for 1 each.
+
+        Its values have them as a factor already.
+        """
+        return None
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether it needs the logits of all classes at once, which a fused head never holds."""
+        return False
 
     @property
     def temperature_needed(self) -> float | None:

@@ -10,14 +10,15 @@ the same questions without the logits.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.losses.base import Knowledge, Loss, StudentOutputs
+from pipeline.losses.base import Knowledge, StudentOutputs
+from pipeline.losses.weighting import LogitLoss, weigh
 
 _CPU_ELEMENTS = 1 << 20  # 4 MB of float32: measured fastest of 2^16 .. 2^22 at V = 32,000
 _GPU_ELEMENTS = 1 << 26  # 256 MB of float32: large enough to fill a device, small beside its memory
@@ -73,12 +74,23 @@ class Question:
         return self.answer(Picked(scores, others, mean))
 
 
-class ClassLoss(Loss):
+class ClassLoss(LogitLoss):
     """A loss that reads the student's logits at few classes."""
 
-    @abstractmethod
     def question(self, knowledge: Knowledge, width: int) -> Question:
-        """What it asks of logits [N, width] at the N positions of the knowledge."""
+        """What it asks of logits [N, width] at the N positions of the knowledge.
+
+        Raises:
+            ConfigError: the knowledge lacks what the loss is told to read.
+        """
+        question, weights = self.ask(knowledge, width), self.weights(knowledge)
+        if weights is None:
+            return question
+        return replace(question, answer=lambda picked: weigh(question.answer(picked), weights))
+
+    @abstractmethod
+    def ask(self, knowledge: Knowledge, width: int) -> Question:
+        """The question, all positions alike."""
 
     def per_position(
         self, student: StudentOutputs, knowledge: Knowledge, projections: nn.ModuleDict

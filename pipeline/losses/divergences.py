@@ -52,24 +52,20 @@ class Divergence(ClassLoss):
     def gradient_scale(self) -> float:
         return self.temperature**2
 
-    def question(self, knowledge: Knowledge, width: int) -> Question:
+    def ask(self, knowledge: Knowledge, width: int) -> Question:
         """The scaled divergence in nats per target position.
 
         Raises:
             ConfigError: there are no targets, the temperature was not cached, or `tail: draws` is
                 asked of a cache without draws.
         """
-        if knowledge.targets is None:
-            raise ConfigError(
-                f"{self.name}: a teacher's targets are needed, found none; give a cache"
-            )
-        question = self._ask(knowledge.targets.at(self.temperature))
+        question = self._diverge(self.targets_of(knowledge).at(self.temperature))
         return replace(
             question, answer=lambda picked: self.gradient_scale * question.answer(picked)
         )
 
     @abstractmethod
-    def _ask(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution) -> Question:
         """The divergence from the teacher at this temperature, not scaled."""
 
 
@@ -90,7 +86,7 @@ class RatioDivergence(Divergence):
     def of_ratio(self, r: Tensor) -> Tensor:
         """f at r = log p - log q, any shape; 0 at 0."""
 
-    def _ask(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution) -> Question:
         draws = teacher.draw_ids.shape[1] > 0
         whole = teacher.ids.shape[1] == teacher.num_classes
         if self.tail == "renormalise":
@@ -188,7 +184,7 @@ class ReverseKL(Divergence):
     name: Literal["reverse_kl"] = "reverse_kl"
     tail: Literal["bucket"] = "bucket"
 
-    def _ask(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution) -> Question:
         teacher = replace(teacher, tail_mass=teacher.tail_mass.clamp(min=_SMALLEST_TAIL))
 
         def answer(picked: Picked) -> Tensor:

@@ -24,17 +24,13 @@ class KeptLoss(ClassLoss):
     def unit(self) -> Unit:
         return "targets"
 
-    def question(self, knowledge: Knowledge, width: int) -> Question:
+    def ask(self, knowledge: Knowledge, width: int) -> Question:
         """The comparison of kept logits per target position; 0 where nothing was kept.
 
         Raises:
             ConfigError: there are no targets, or they hold draws alone.
         """
-        targets = knowledge.targets
-        if targets is None:
-            raise ConfigError(
-                f"{self.name}: a teacher's targets are needed, found none; give a cache"
-            )
+        targets = self.targets_of(knowledge)
         if not targets.ids.shape[1]:
             raise ConfigError(
                 f"{self.name}: kept classes are needed, the cache holds draws alone; cache the"

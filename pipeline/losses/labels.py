@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.errors import ConfigError
 from pipeline.losses.base import Knowledge, Unit
 from pipeline.losses.classes import ClassLoss, Picked, Question
 from pipeline.targets import UNLABELLED
@@ -27,7 +26,7 @@ class CrossEntropy(ClassLoss):
     def unit(self) -> Unit:
         return "labels"
 
-    def question(self, knowledge: Knowledge, width: int) -> Question:
+    def ask(self, knowledge: Knowledge, width: int) -> Question:
         """The label's score against all others; 0 nats where there is no label."""
         num_classes = width if knowledge.targets is None else knowledge.targets.num_classes
         return ask_label(knowledge.label_ids, num_classes, self.label_smoothing)
@@ -49,18 +48,13 @@ class PseudoLabel(ClassLoss):
     def unit(self) -> Unit:
         return "targets"
 
-    def question(self, knowledge: Knowledge, width: int) -> Question:
+    def ask(self, knowledge: Knowledge, width: int) -> Question:
         """The choice's score against all others.
 
         Raises:
             ConfigError: there are no targets.
         """
-        targets = knowledge.targets
-        if targets is None:
-            raise ConfigError(
-                f"{self.name}: a teacher's targets are needed, found none; give a cache, or use"
-                " cross_entropy"
-            )
+        targets = self.targets_of(knowledge)
         return ask_label(targets.first_choice()[0], targets.num_classes, self.label_smoothing)
 
 
