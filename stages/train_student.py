@@ -128,7 +128,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         details={
             **reading.task.details(outcome.scores),
             "teacher": _describe_teacher(reading, config.evaluation),
-            **({"sampling": train.deal.describe()} if train.deal else {}),
+            "training_rows": _count_rows(config, reading, train),
         },
     )
     if outcome.writes:
@@ -157,6 +157,21 @@ def _choose_examples(config: StudentConfig, reading: Reading) -> Selection:
     if config.sampling is not None:
         train.deal = config.sampling.deal(reading.group(train, config.sampling.by))
     return train
+
+
+def _count_rows(
+    config: StudentConfig, reading: Reading, train: Selection
+) -> dict[str, dict[str, dict[str, int]]]:
+    """How much there was to learn from of each language or other slice, where that is known."""
+    found = {}
+    if reading.own_rows is not None:
+        carried = reading.own_rows[0].columns
+        for column in (name for name in config.evaluation.slices if name in carried):
+            groups = reading.group(train, column)
+            found[column] = {name: {"rows": len(rows)} for name, rows in groups.items()}
+    if config.sampling is not None and train.deal is not None:
+        found[config.sampling.by] = train.deal.describe()
+    return found
 
 
 def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def test_a_sampled_student_sees_as_much_of_each_language_as_it_was_told(
     }
     config = make_student_config(topics, tmp_path / "run", **settings)
     result = read_result(train_student(config))
-    assert result.details["sampling"] == {
+    assert result.details["training_rows"]["language"] == {
         "eus": {"rows": 22, "draws": 8},
         "yor": {"rows": 22, "draws": 24},
     }
@@ -256,8 +256,8 @@ def test_a_sampled_student_sees_as_much_of_each_language_as_it_was_told(
     settings["losses"] = [{"name": "cross_entropy"}]
     settings["sampling"] = {"by": "language", "exponent": 0.3}
     config = make_student_config(topics, tmp_path / "labels", **settings)
-    labels = read_result(train_student(config)).details["sampling"]
-    assert labels == {"eus": {"rows": 22, "draws": 22}}
+    labels = read_result(train_student(config)).details["training_rows"]
+    assert labels["language"] == {"eus": {"rows": 22, "draws": 22}}
 
 
 def test_a_transformer_of_the_same_tokens_learns_hidden_states_of_every_token(

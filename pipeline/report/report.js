@@ -70,8 +70,8 @@
     svg.addEventListener("pointerleave", hide);
   }
 
-  // A language's own name beside its code, as the browser knows it.
-  for (const heading of document.querySelectorAll("[data-language]")) {
+  // A language's own name beside its code, as the browser knows it, where the page has none.
+  for (const heading of document.querySelectorAll("[data-language]:not(:has(.own-name))")) {
     const code = heading.dataset.language.replaceAll("_", "-");
     try {
       const locale = new Intl.Locale(code).minimize();

@@ -1,15 +1,19 @@
 """Metrics per slice (language, ...) as tables that are shaded as heat maps.
 
-metrics with a slice -> one table per sliced column and metric: slices down, models across
+metrics with a slice -> one table per sliced column and metric: slices down, models across; those
+with the most training rows first, where a run tells
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 from pipeline.metrics import Metric
 from pipeline.report.findings import primary_column
+from pipeline.report.languages import slice_heading
 from pipeline.report.markup import Html, element, join, text_in_own_direction
 from pipeline.report.model import Comparison
+from pipeline.report.resources import draws_table, order_values, training_rows
 from pipeline.report.rows import (
     ABSENT,
     Column,
@@ -20,8 +24,6 @@ from pipeline.report.rows import (
     rows_of,
 )
 from pipeline.report.sections import heat_class, run_headings, scrolling
-
-LANGUAGE_COLUMNS = ("language", "lang", "locale")  # the page adds the language's own name to these
 
 
 def slices_section(comparison: Comparison) -> Html:
@@ -63,7 +65,12 @@ def _sliced(
     comparison: Comparison, name: str, slices: Sequence[str], metrics: Sequence[Metric]
 ) -> Html:
     known = set(slices)
-    columns = columns_of((m for m in metrics if m.slice in known), slice=None)
+    rows = training_rows(comparison, name)
+    rows = rows if len(set(rows.values())) > 1 else {}  # what is the same of all orders nothing
+    values = order_values([slice.partition("=")[2] for slice in slices], rows)
+    slices = [f"{name}={value}" for value in values]
+    measured = (m for m in metrics if m.slice in known and math.isfinite(m.value))
+    columns = columns_of(measured, slice=None)
     primary = primary_column(comparison)
     first = [primary.name] if primary is not None else []
     columns.sort(key=lambda column: (column.name not in first, column.name != "macro_f1"))
@@ -71,16 +78,18 @@ def _sliced(
     for column in columns:
         unit = element("span", f" {column.unit}", class_="unit") if column.unit else Html("")
         summary = element("summary", column.heading, unit)
-        table = _slice_table(comparison, name, slices, column)
+        table = _slice_table(comparison, name, slices, column, rows)
         is_open = column.name in (*first, "macro_f1")
         tables.append(element("details", summary, table, open=is_open))
-    lead = "The stronger the shade, the better; underlined: the best student of the row."
-    lead = " ".join([lead, *_partly_measured(comparison, slices)])
+    lead = ["The stronger the shade, the better; underlined: the best student of the row."]
+    if rows:
+        lead.append("Those with the most training rows first.")
     return element(
         "section",
         element("h2", join("By ", text_in_own_direction(name))),
-        element("p", lead, class_="lead"),
+        element("p", " ".join(lead + _partly_measured(comparison, slices)), class_="lead"),
         *tables,
+        draws_table(comparison, name),
     )
 
 
@@ -96,26 +105,45 @@ def _partly_measured(comparison: Comparison, slices: Sequence[str]) -> list[str]
     return sentences
 
 
-def _slice_table(comparison: Comparison, name: str, slices: Sequence[str], column: Column) -> Html:
+def _slice_table(
+    comparison: Comparison,
+    name: str,
+    slices: Sequence[str],
+    column: Column,
+    training: Mapping[str, int],
+) -> Html:
     by_slice = _measured_rows(comparison, slices, column)
     labels = [row.label for row in by_slice[0]]
     values = [[row.values.get(column.name) for row in rows] for rows in by_slice]
-    decimals = decimals_of(column.unit, [v for row in values for v in row if v is not None])
+    present = [v for row in values for v in row if v is not None]
+    decimals = decimals_of(column.unit, present)
     colours = shades(values, column.direction == "lower")
     body = []
     for slice, rows, shaded in zip(slices, by_slice, colours, strict=True):
         value = slice.removeprefix(f"{name}=")
-        body.append(
-            element("tr", _slice_heading(name, value), *_cells(rows, shaded, column, decimals))
-        )
-    means = _means(by_slice, column)
-    cells = [element("td", _text_of(row.values.get(column.name), decimals)) for row in means]
-    last = element("th", "Mean of slices", scope="row")
+        cells = _cells(rows, shaded, column, decimals)
+        if training:
+            cells.insert(0, element("td", f"{training.get(value, 0):,}", class_="rows"))
+        body.append(element("tr", slice_heading(name, value), *cells))
+    means = [row.values.get(column.name) for row in _means(by_slice, column)]
+    cells = [element("td", _text_of(mean, decimals)) for mean in means]
+    last = element("th", "Mean of slices", scope="row", colspan=2 if training else None)
     body.append(element("tr", last, *cells, class_="total"))
-    head = element("tr", element("th", name, scope="col"), *run_headings(comparison, labels))
-    return scrolling(
+    heads = [
+        element("th", title, scope="col") for title in (name, *["training rows"][: len(training)])
+    ]
+    head = element("tr", *heads, *run_headings(comparison, labels))
+    table = scrolling(
         element("thead", head), element("tbody", *body), class_=heat_class(len(labels))
     )
+    return join(table, _scale(min(present), max(present), column, decimals))
+
+
+def _scale(low: float, high: float, column: Column, decimals: int) -> Html:
+    """What the shades mean: the worst value and the best, with all shades between them."""
+    worst, best = (high, low) if column.direction == "lower" else (low, high)
+    ends = [element("span", _text_of(value, decimals)) for value in (worst, best)]
+    return element("p", ends[0], element("i", ""), ends[1], class_="scale")
 
 
 def _measured_rows(
@@ -147,11 +175,6 @@ def _means(by_slice: Sequence[Sequence[Row]], column: Column) -> list[Row]:
         whole = {column.name: sum(values) / len(values)} if len(values) == len(rows) else {}
         means.append(Row(rows[0].label, rows[0].role, whole))
     return means
-
-
-def _slice_heading(name: str, value: str) -> Html:
-    code = value if name in LANGUAGE_COLUMNS else None
-    return element("th", text_in_own_direction(value), scope="row", data_language=code)
 
 
 def _text_of(value: float | None, decimals: int) -> str:
