@@ -3,7 +3,7 @@
 names of parameters -> rate by pattern, projection or depth -> groups of one rate and weight decay
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from pipeline.config import StrictModel
+from pipeline.errors import ConfigError
 from pipeline.student.parameters import levels_below_head, match_parameters
 from pipeline.terms import PROJECTIONS
 
@@ -54,6 +55,26 @@ class LearningRates(StrictModel):
             matched = match_parameters(names, pattern, "learning_rates.patterns")
             found |= dict.fromkeys(matched, own)
         return found
+
+
+def group_settings(
+    model: nn.Module,
+    rates: LearningRates,
+    args: TrainingArguments,
+    decayed: Collection[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of an optimizer with the groups among them, as transformers takes them.
+
+    Raises:
+        ConfigError: the optimizer makes groups of its own.
+    """
+    if {"params", "model", "optimizer_dict"} & set(settings):
+        raise ConfigError(
+            f"learning_rates: training.optim {args.optim} groups parameters itself; choose another"
+            " optimizer or leave them out"
+        )
+    return {**settings, "params": parameter_groups(model, rates, args, decayed)}
 
 
 def parameter_groups(

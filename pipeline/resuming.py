@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import StrictModel, dump_config
+from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.runs import Result, write_result
 
@@ -28,7 +28,7 @@ def check_run_folder(output: Path, config: StrictModel) -> bool:
     text = dump_config(config)
     finished = (output / "result.json").is_file()
     if path.is_file():
-        there, here = (_flatten(yaml.safe_load(t)) for t in (path.read_text("utf-8"), text))
+        there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
         if there == here:
             return finished
         if finished or _checkpoints(output):
@@ -66,6 +66,15 @@ def last_checkpoint(output: Path) -> str | None:
     """The newest whole checkpoint, None where there is none."""
     found = _checkpoints(output)
     return str(found[-1]) if found else None
+
+
+def _resolve(path: Path, config: StrictModel) -> Any:
+    """A config on disk with the settings that it does not say yet at their defaults."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return parse_config(type(config), raw, str(path)).model_dump(mode="json")
+    except ConfigError:
+        return raw
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

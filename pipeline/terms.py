@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from pipeline.batches import COUNTED
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, NumericalError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.losses.classes import ClassLoss
@@ -123,6 +123,21 @@ def weigh_terms(
             sums[index] = value.detach()
             total = total + value * factors[index].to(value)
     return total, sums, outputs
+
+
+def check_finite(total: Tensor, sums: Tensor, losses: Sequence[Loss], step: int) -> None:
+    """Refuse a total that nothing can be learned from; `sums` [L] are each loss's own.
+
+    Raises:
+        NumericalError: it is not finite.
+    """
+    if not torch.isfinite(total):
+        named = zip(name_terms(losses), sums.tolist(), strict=True)
+        terms = ", ".join(f"{name} {value:g}" for name, value in named)
+        raise NumericalError(
+            f"step {step}: the loss is not finite ({terms}); lower training.learning_rate, or look"
+            " at the targets with stillroom inspect"
+        )
 
 
 @contextmanager

@@ -18,16 +18,18 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers import TrainingArguments as Arguments
 
 from pipeline.arguments import watch
-from pipeline.batches import COUNTED, Collator, Selection, StepSampler
+from pipeline.batches import COUNTED, Collator, Selection
 from pipeline.curve import Curve
-from pipeline.errors import ConfigError, NumericalError
+from pipeline.freezing import Gradual, Unfreezing
+from pipeline.loader import SetEpoch, load_batches
 from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
-from pipeline.optimizing import LearningRates, parameter_groups
+from pipeline.optimizing import LearningRates, group_settings
 from pipeline.terms import (
     attach_projections,
+    check_finite,
     count_units,
     fuse_head,
     name_terms,
@@ -53,6 +55,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         seconds_before: of training before this session, where a run continues.
         learning_rates: of parts of the model that do not learn at `args.learning_rate`.
         seat: among students that read their batches together.
+        gradual: lets layers learn one after the other.
         callbacks: transformers callbacks, for instance early stopping.
     """
 
@@ -68,6 +71,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         seconds_before: float = 0.0,
         learning_rates: LearningRates | None = None,
         seat: Seat | None = None,
+        gradual: Gradual | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         self.losses = tuple(losses)
@@ -77,6 +81,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.curve = curve
         self.learning_rates = learning_rates
         self.seat = seat
+        self.gradual = gradual
+        self._unfreezing: Unfreezing | None = None
         self.seconds_evaluating = 0.0
         self._began = time.perf_counter() - seconds_before
         self._term_sums = torch.zeros(len(self.losses))
@@ -89,7 +95,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train,
             eval_dataset=train if evaluate_model else None,  # evaluate() measures on its own
             data_collator=collator,
-            callbacks=[_SetEpoch(), *callbacks, *([seat] if seat else [])],
+            callbacks=[SetEpoch(), *callbacks, *([seat] if seat else [])],
         )
         self.remove_callback(PrinterCallback)  # prints dictionaries; see `callbacks`
         # Our loss is normalised over the whole step: the parent must not divide it again.
@@ -104,28 +110,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         elsewhere = self.seconds_evaluating + (self.seat.waited if self.seat else 0.0)
         return time.perf_counter() - self._began - elsewhere
 
+    @property
+    def progress(self) -> float:
+        """The share of the steps that were taken."""
+        return float(self.state.global_step / max(self.state.max_steps, 1))
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's share of every batch; accelerate would repeat examples to fill the last."""
-        args = self.args
-        sampler = StepSampler(
-            self.train_dataset.deal or len(self.train_dataset),
-            self._train_batch_size,
-            args.seed,
-            args.process_index,
-            args.world_size,
-            args.dataloader_drop_last,
-        )
-        examples, collate = self.train_dataset, self.data_collator
-        if self.seat is not None:
-            examples, collate = self.seat.shared.view(examples, collate)
-        return DataLoader(
-            examples,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
+        return load_batches(
+            self.train_dataset, self.data_collator, self.args, self._train_batch_size, self.seat
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -137,14 +130,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         chosen = self.model if model is None else model
         if self.optimizer is None and self.learning_rates is not None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, chosen)
-            if {"params", "model", "optimizer_dict"} & set(settings):
-                raise ConfigError(
-                    f"learning_rates: training.optim {self.args.optim} groups parameters itself;"
-                    " choose another optimizer or leave them out"
-                )
             decayed = set(self.get_decay_parameter_names(chosen))
-            groups = parameter_groups(chosen, self.learning_rates, self.args, decayed)
-            self.optimizer_cls_and_kwargs = (kind, {**settings, "params": groups})
+            own = group_settings(chosen, self.learning_rates, self.args, decayed, settings)
+            self.optimizer_cls_and_kwargs = (kind, own)
         made: torch.optim.Optimizer = super().create_optimizer(model)
         return made
 
@@ -161,6 +149,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if not batches:
             return batches, None
         self._steps_summed += 1
+        self._unfreeze()
         units = torch.stack([count_units(self.losses, batch) for batch in batches])
         tokens = torch.stack([batch["counts"][COUNTED.index("tokens")] for batch in batches])
         units, tokens = units.sum(dim=0).to(device), tokens.sum().to(device)
@@ -169,6 +158,23 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         # Part of the state, so that it goes into checkpoints and is exact after resuming.
         self.state.num_input_tokens_seen += int(tokens)
         return batches, units
+
+    def _unfreeze(self) -> None:
+        """Let those layers learn whose turn has come; the optimizer, made before, has them all."""
+        if self.gradual is None:
+            return
+        if self._unfreezing is None:
+            self._unfreezing = Unfreezing(self.model, self.gradual, self.args.world_size == 1)
+        self._unfreezing.advance(self.progress)
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A forward and a backward pass, after which nothing that is frozen has a gradient."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._unfreezing is not None:
+            self._unfreezing.drop_gradients()
+        return loss
 
     def compute_loss(
         self,
@@ -186,7 +192,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if units is None:
             units = count_units(self.losses, inputs)
         shares = torch.where(units > 0.0, 1.0 / units, 0.0)
-        progress = self.state.global_step / max(self.state.max_steps, 1)
+        progress = self.progress
         factors = [
             loss.weight_at(progress) * share
             for loss, share in zip(self.losses, shares, strict=True)
@@ -194,7 +200,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         total, sums, outputs = weigh_terms(
             model, inputs, self.losses, factors, self._fused_head(model, inputs), self.task
         )
-        self._check_finite(total, sums)
+        check_finite(total, sums, self.losses, self.state.global_step)
         scales = torch.tensor([loss.gradient_scale for loss in self.losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
         self._term_sums = self._term_sums.to(total.device) + means
@@ -217,15 +223,6 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if "targets" in moved:
             moved["targets"] = moved["targets"].to(self.args.device)
         return moved
-
-    def _check_finite(self, total: Tensor, sums: Tensor) -> None:
-        if not torch.isfinite(total):
-            named = zip(self.term_names, sums.tolist(), strict=True)
-            terms = ", ".join(f"{name} {value:g}" for name, value in named)
-            raise NumericalError(
-                f"step {self.state.global_step}: the loss is not finite ({terms}); lower"
-                " training.learning_rate, or look at the targets with stillroom inspect"
-            )
 
     def evaluate(
         self,
@@ -277,10 +274,3 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: a batch is more than the inputs of one model."""
         return 0
-
-
-class _SetEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tell the sampler the epoch."""
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kwargs["train_dataloader"].batch_sampler.set_epoch(int(state.epoch or 0))

@@ -23,6 +23,7 @@ from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluation import measure, score_model
+from pipeline.freezing import Gradual
 from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
@@ -66,6 +67,7 @@ def train_model(
     evaluation: EvaluationConfig,
     output: Path,
     learning_rates: LearningRates | None = None,
+    gradual: Gradual | None = None,
     save_dtype: torch.dtype = torch.float32,
     callbacks: Sequence[transformers.TrainerCallback] = (),
     seat: Seat | None = None,
@@ -77,6 +79,7 @@ def train_model(
         train: examples to learn from; held_out: split name -> examples to measure on.
         training: names and values of transformers.TrainingArguments.
         learning_rates: of parts of the model that do not learn at `training.learning_rate`.
+        gradual: lets layers learn one after the other.
         save_dtype: precision of the weights in the finished folder.
         callbacks: of transformers, for instance to show progress.
         seat: among students that read their batches together.
@@ -119,6 +122,7 @@ def train_model(
             seconds_before=seconds_before,
             learning_rates=learning_rates,
             seat=seat,
+            gradual=gradual,
             callbacks=[*patience, *_reporters(args, output), *callbacks],
         )
         trainer.train(resume_from_checkpoint=resume)

@@ -17,6 +17,7 @@ from pipeline.batches import Selection
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel, member_of
 from pipeline.evaluation import measure, teacher_scores
+from pipeline.freezing import Freeze, Freezing
 from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
@@ -31,7 +32,6 @@ from pipeline.student import (
     FromScratch,
     Origin,
     build_student,
-    freeze,
     name_labels,
     own_tokenizer,
 )
@@ -54,7 +54,7 @@ class StudentConfig(StrictModel):
         losses: the weighted terms; labels alone are `cross_entropy`.
         sampling: how often an epoch shows the examples of each language; each once where left out.
         max_examples: learn from the first so many examples of the split `train` only.
-        freeze: name patterns of parameters that stay as they are.
+        freeze: what stays as it is: name patterns of parameters, or a `Freezing`.
         training: transformers.TrainingArguments, by their own names.
         learning_rates: of parts of the model that do not learn at `training.learning_rate`.
         evaluation: what is measured, and how often.
@@ -68,7 +68,7 @@ class StudentConfig(StrictModel):
     losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
     sampling: Sampling | None = None
     max_examples: int | None = Field(default=None, ge=1)
-    freeze: list[str] = []
+    freeze: Freeze = Freezing()
     training: dict[str, Any] = {}
     learning_rates: LearningRates | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -96,7 +96,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     losses = [loss.resolve(depth, reading.teacher_layers) for loss in config.losses]
     collator = reading.collator(losses)
     name_labels(model, manifest.label_names)
-    freeze(model, config.freeze)
+    config.freeze.apply(model)
     parameters = model.num_parameters()
     attach_projections(model, losses, reading.widths(collator.signals))
     train = _choose_examples(config, reading)
@@ -113,6 +113,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         config.evaluation,
         config.output,
         config.learning_rates,
+        config.freeze.gradual,
         callbacks=[TrainingProgress(config.output.name)],
         seat=seat,
     )

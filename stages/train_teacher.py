@@ -17,11 +17,12 @@ from pipeline.batches import Collator, Selection
 from pipeline.config import StrictModel, member_of
 from pipeline.errors import DataError, ModelError
 from pipeline.examples import Example
+from pipeline.freezing import Freeze, Freezing
 from pipeline.losses.labels import CrossEntropy
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
-from pipeline.student import FromScratch, Origin, build_student, freeze, name_labels
+from pipeline.student import FromScratch, Origin, build_student, name_labels
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.terms import attach_projections
@@ -58,7 +59,7 @@ class TrainTeacherConfig(StrictModel):
     model: Origin
     tokenizer: NewTokenizer | None = None
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    freeze: list[str] = []
+    freeze: Freeze = Freezing()
     training: dict[str, Any] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -84,7 +85,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     task = task.complete(model.config, tokenizer)
     examples = list(task.examples(rows, tokenizer, config.data.carry))
     name_labels(model, task.label_names)
-    freeze(model, config.freeze)
+    config.freeze.apply(model)
     losses = [CrossEntropy(label_smoothing=config.label_smoothing)]
     attach_projections(model, losses, {})
     parameters = model.num_parameters()
@@ -100,6 +101,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         config.evaluation,
         output,
         None,
+        config.freeze.gradual,
         getattr(torch, config.dtype),
         [TrainingProgress(output.name)],
     )

@@ -15,6 +15,7 @@ from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
 from pipeline.examples import CachedExample
+from pipeline.freezing import Gradual
 from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES, Loss
 from pipeline.optimizing import LearningRates
@@ -117,6 +118,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     learning_rates: LearningRates | None = None,
     seat: Seat | None = None,
+    gradual: Gradual | None = None,
     **training: Any,
 ) -> DistillationTrainer:
     """The real trainer over examples in memory, with plain gradient descent."""
@@ -142,6 +144,7 @@ def make_trainer(
         curve=Curve(folder / "metrics.jsonl"),
         learning_rates=learning_rates,
         seat=seat,
+        gradual=gradual,
         callbacks=callbacks,
     )
 

@@ -27,17 +27,9 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling"},
     {
-        *(
-            "batches",
-            "terms",
-            "evaluation",
-            "reading",
-            "resuming",
-            "lockstep",
-            "trainer",
-            "training",
-        ),
-        *("capture", "export", "outputs", "arguments", "optimizing", "curve"),
+        *("batches", "terms", "evaluation", "reading", "resuming", "lockstep", "trainer"),
+        *("training", "capture", "export", "outputs", "arguments", "optimizing", "curve"),
+        *("freezing", "loader"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)

@@ -124,6 +124,7 @@ def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path:
         ],
         "evaluation": {"every": 2},
         "max_examples": 13,
+        "freeze": {"gradual": {"until": 0.6}},
     }
     training = {"num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1}
     one = train_student(

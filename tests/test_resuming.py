@@ -20,8 +20,11 @@ from small_worlds import OnStep, make_example, make_student
 from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.cache import RowRuns
+from pipeline.errors import ConfigError
+from pipeline.freezing import Gradual
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
+from pipeline.resuming import check_run_folder
 from pipeline.runs import read_result
 from pipeline.sampling import Sampling
 from pipeline.terms import attach_projections
@@ -109,6 +112,7 @@ def learn(
     stop_after: int | None = None,
     rate: float = 1e-2,
     sampling: Sampling | None = None,
+    gradual: Gradual | None = None,
     **evaluation: Any,
 ) -> Outcome:
     """Nine steps in three epochs of ten examples, two micro-batches a step, a save each step."""
@@ -144,23 +148,31 @@ def learn(
         },
         EvaluationConfig(every=1, **evaluation),
         output,
+        gradual=gradual,
         callbacks=[OnStep(stop)],
     )
 
 
 # In epoch 0, in and at the end of others.
 @pytest.mark.parametrize(
-    ("stop_after", "sampling"),
-    [(1, None), (4, None), (7, None), (4, Sampling(by="language", exponent=0.3))],
+    ("stop_after", "settings"),
+    [
+        (1, {}),
+        (4, {}),
+        (7, {}),
+        (4, {"sampling": Sampling(by="language", exponent=0.3)}),
+        (4, {"gradual": Gradual(until=0.9)}),
+        (7, {"gradual": Gradual(until=0.9)}),
+    ],
 )
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(
-    tmp_path: Path, stop_after: int, sampling: Sampling | None
+    tmp_path: Path, stop_after: int, settings: dict[str, Any]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = learn(whole, sampling=sampling)
+    expected = learn(whole, **settings)
     with pytest.raises(_StopError):
-        learn(broken, stop_after, sampling=sampling)
-    found = learn(broken, sampling=sampling)
+        learn(broken, stop_after, **settings)
+    found = learn(broken, **settings)
     one, other = (load_file(run / "model.safetensors") for run in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert_same_curve(whole, broken)
@@ -192,3 +204,17 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
         file.write('{"step": 4, "epo')
     learn(broken)
     assert_same_curve(whole, broken)
+
+
+def test_a_config_from_before_a_setting_existed_is_the_same_config(tmp_path: Path) -> None:
+    config = make_student_config(tmp_path / "cache", tmp_path / "run")
+    assert not check_run_folder(config.output, config)
+    (config.output / "result.json").touch()
+    file = config.output / "config.yaml"
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    del raw["learning_rates"], raw["evaluation"]
+    file.write_text(yaml.safe_dump({**raw, "freeze": []}), encoding="utf-8")
+    assert check_run_folder(config.output, config)
+    file.write_text(yaml.safe_dump({**raw, "freeze": ["*embed*"]}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        check_run_folder(config.output, config)

@@ -21,7 +21,7 @@ from transformers import (
 from pipeline.config import StrictModel, parse_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
-from pipeline.student import Origin, build_student, freeze, load_model, own_tokenizer
+from pipeline.student import Origin, build_student, load_model, own_tokenizer
 from pipeline.student.key_values import without_cache
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.sequence_classification import SequenceClassification
@@ -208,18 +208,6 @@ def test_a_model_that_does_not_isolate_may_read_unpacked_documents() -> None:
 def test_a_head_smaller_than_the_class_space_is_refused(llama: Path) -> None:
     with pytest.raises(ModelError, match="has 304 classes, the cache has 1,000; choose"):
         load_model(str(llama), LANGUAGE, 1000)
-
-
-def test_freezing_is_by_pattern(llama: Path) -> None:
-    student = build(**{"from": "pretrained", "model": str(llama)})
-    count = freeze(student, ["model.embed_tokens.*", "model.layers.0.*"])
-    frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
-    assert frozen == {
-        name for name, _ in student.named_parameters() if "embed" in name or "layers.0." in name
-    }
-    assert count == sum(p.numel() for p in student.parameters() if not p.requires_grad)
-    with pytest.raises(ConfigError, match=r"'model.embed_token.\*' .* mean 'model.embed_tokens\*'"):
-        freeze(student, ["model.embed_token.*"])
 
 
 def packed(change: int) -> Example:

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.student.bag import HashedBagConfig
 from pipeline.student.loading import load_model, set_dropout
 from pipeline.student.ngrams import HashedNgramTokenizer
 from pipeline.student.origin import FromPretrained, FromScratch, FromTeacher, Origin, StudentOrigin
-from pipeline.student.parameters import match_parameters
 from pipeline.student.probing import require_causal
 from pipeline.student.pruning import keep_layers
 from pipeline.tasks.base import Task
@@ -28,7 +26,6 @@ __all__ = [
     "Origin",
     "StudentOrigin",
     "build_student",
-    "freeze",
     "load_model",
     "name_labels",
     "own_tokenizer",
@@ -67,20 +64,6 @@ def name_labels(model: transformers.PreTrainedModel, names: Sequence[str] | None
     if names:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: index for index, name in enumerate(names)}
-
-
-def freeze(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Stop training of the parameters whose names match a pattern (`*` and `?`); return their
-    count.
-
-    Raises:
-        ConfigError: a pattern matches no parameter (with the nearest name).
-    """
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        for name in match_parameters(parameters, pattern, "freeze"):
-            parameters[name].requires_grad_(False)
-    return sum(p.numel() for p in parameters.values() if not p.requires_grad)
 
 
 def _from_scratch(
