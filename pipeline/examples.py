@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.targets import Targets
 
-Column = str | int | float | bool | None
+Column = str | int | float | bool | list[str] | None
 
 
 @dataclass(frozen=True)

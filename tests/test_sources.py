@@ -331,8 +331,8 @@ BAD = {
     "no id": ({"source": "{here}/noid.jsonl"}, "row 1 has None as its id"),
     "labels that are lists": ({"source": "{here}/lists.jsonl"}, "column 'label' .* List"),
     "carried lists": (
-        {"source": "{here}/lists.jsonl", "columns": {"label": "text"}, "carry": ["tags"]},
-        "column 'tags' holds List",
+        {"source": "{here}/lists.jsonl", "columns": {"label": "text"}, "carry": ["numbers"]},
+        "column 'numbers' holds List, expected text, a list of texts or numbers",
     ),
     "unknown configuration": (
         {"source": "{here}/repository", "name": "fra"},
@@ -350,7 +350,7 @@ def bad_data(tmp_path: Path) -> Path:
     (tmp_path / "empty.csv").write_text("id,text\n", encoding="utf-8")
     write_jsonl(tmp_path / "twice.jsonl", [TOPICS[0], TOPICS[1], TOPICS[0]])
     write_jsonl(tmp_path / "noid.jsonl", [TOPICS[0], {**TOPICS[1], "id": None}])
-    write_jsonl(tmp_path / "lists.jsonl", [{"text": "a", "label": [1, 2], "tags": ["x"]}])
+    write_jsonl(tmp_path / "lists.jsonl", [{"text": "a", "label": [1, 2], "numbers": [1]}])
     write_repository(tmp_path, {"eng": TOPICS[:2], "deu": TOPICS[2:]})
     return tmp_path
 

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 
 Digested = dict[str, JsonValue]
-ColumnType = Literal["string", "int64", "float64", "bool"]
+ColumnType = Literal["string", "int64", "float64", "bool", "strings"]
 
 
 class TargetsSpec(StrictModel):

@@ -28,6 +28,7 @@ _TYPES: dict[ColumnType, Any] = {
     "int64": pa.int64(),
     "float64": pa.float64(),
     "bool": pa.bool_(),
+    "strings": pa.large_list(pa.field("item", pa.large_string(), nullable=False)),
 }
 TOKENS = ("input_ids", "segment_lengths")
 TARGETS = "targets"

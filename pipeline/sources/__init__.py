@@ -2,9 +2,9 @@
 
     DataConfig -> opening -> tables by split -> columns -> filters -> labels -> Rows
 
-Canonical columns: id, text, text_pair, label, messages, prompt, completion, source and target, and
-those that are mapped or carried. Tables stay on disk, Arrow-backed; a row becomes Python only when
-it is read.
+Canonical columns: id, text, text_pair, label, messages, prompt, completion, source and target,
+tokens and tags, and those that are mapped or carried. Tables stay on disk, Arrow-backed; a row
+becomes Python only when it is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +25,7 @@ from pipeline.sources.opening import Opened, open_dataset, pick_splits, split_by
 from pipeline.sources.part import Part, cut_part, resolve_columns
 from pipeline.sources.sib200 import open_sib200
 from pipeline.sources.stdlib import stdlib_rows
+from pipeline.sources.ud import open_ud
 
 __all__ = ["DataConfig", "Labelled", "Rows", "load_rows"]
 
@@ -33,11 +34,12 @@ __all__ = ["DataConfig", "Labelled", "Rows", "load_rows"]
 class Rows:
     """A data set as `{id, split, text..., label, carried...}`, split after split, in source order.
 
-    `label` is a class number, None where a row has no label or does not keep it.
+    `label` is a class number, None where a row has no label or does not keep it; `tags` is a list
+    of such, one for each of the row's `tokens`.
 
     Attributes:
         parts: the kept rows of each split.
-        labels: the label set, None for data without a label column.
+        labels: the label set, None for data without a column of labels or tags.
         keeps_label: [n] bool for the train rows, None where all keep their label.
         description: source, configurations, splits and counts; JSON values only.
     """
@@ -60,9 +62,9 @@ class Rows:
             masked = self.keeps_label if part.split == "train" else None
             for number, row in enumerate(part.rows()):
                 if self.labels is not None:
+                    column = part.class_column or ""
                     hidden = masked is not None and not masked[number]
-                    key = row["label"]
-                    row["label"] = None if hidden or key is None else self.labels.codes[key]
+                    row[column] = None if hidden else self.labels.encode(row[column])
                 yield row
 
     @cached_property
@@ -89,17 +91,17 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     """
     opened = _open(config)
     columns = resolve_columns(config, opened)
-    if not columns.keys() & {"text", "messages", "prompt", "source"}:
+    if not columns.keys() & {"text", "messages", "prompt", "source", "tokens"}:
         found = ", ".join(sorted(next(iter(opened.tables.values())).column_names))
         raise DataError(
             f"{config.source}: has the columns {found}; expected text, messages, prompt and"
-            " completion, or source and target: map them with data.columns, for instance"
+            " completion, source and target, or tokens: map them with data.columns, for instance"
             " columns.text=NAME"
         )
     parts = tuple(cut_part(split, opened, config, columns) for split in config.splits)
     if unique:
         _check_unique(parts, config.source)
-    labels = _read_labels(parts, config.label_names) if "label" in columns else None
+    labels = _read_labels(parts, config.label_names) if parts[0].class_column else None
     train = next((part for part in parts if part.split == "train"), None)
     keeps = None
     if config.labelled is not None and train is not None and labels is not None:
@@ -113,6 +115,8 @@ def _open(config: DataConfig) -> Opened:
         return Opened(pick_splits(split_by_column(table, "split"), config))
     if config.source == "sib200":
         return open_sib200(config)
+    if config.source == "ud":
+        return open_ud(config)
     return open_dataset(config)
 
 
@@ -133,19 +137,21 @@ def _check_unique(parts: tuple[Part, ...], source: str) -> None:
 
 
 def _read_labels(parts: tuple[Part, ...], names: list[str] | None) -> LabelSet:
-    features = [part.table.features[part.columns["label"]] for part in parts]
-    keys = chain.from_iterable(part.labels() for part in parts)
-    labels = collect_labels(features, keys, names)
+    features = [part.class_feature for part in parts]
+    every = chain.from_iterable(keys for part in parts for keys in part.labels())
+    labels = collect_labels(features, every, names)
     for part in parts:
-        for row_id, key in zip(part.ids(), part.labels(), strict=True):
-            if key is not None and key not in labels.codes:
-                raise complain_about(key, row_id, part.subject, labels.names)
+        for row_id, keys in zip(part.ids(), part.labels(), strict=True):
+            for key in keys:
+                if key is not None and key not in labels.codes:
+                    raise complain_about(key, row_id, part.subject, labels.names)
     return labels
 
 
 def _choose_labelled(train: Part, labelled: Labelled) -> np.ndarray:
     """[n] bool; the ids with the smallest keyed hash, so that no order of rows matters."""
-    has_label = np.fromiter((key is not None for key in train.labels()), bool, len(train))
+    found = (any(key is not None for key in keys) for keys in train.labels())
+    has_label = np.fromiter(found, bool, len(train))
     eligible: np.ndarray = train.matching(labelled.where) & has_label
     if labelled.count is None:
         return eligible

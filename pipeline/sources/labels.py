@@ -22,6 +22,12 @@ class LabelSet:
     names: list[str]
     codes: Mapping[Key, int]
 
+    def encode(self, cell: Any) -> Any:
+        """The class number of a key, or those of a list of keys; None stays None."""
+        if isinstance(cell, list):
+            return [self.encode(key) for key in cell]
+        return None if cell is None else self.codes[cell]
+
 
 def read_label(feature: Any) -> Callable[[Any], Key | None]:
     """How to read one cell of a label column: its name or number, None where it is missing.

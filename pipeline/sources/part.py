@@ -15,7 +15,17 @@ from pipeline.sources.config import DataConfig, Split, Values
 from pipeline.sources.labels import Key, read_label
 from pipeline.sources.opening import Opened, Table
 
-CANONICAL = ("id", "text", "text_pair", "label", "messages", "prompt", "completion")
+CANONICAL = (
+    "id",
+    "text",
+    "text_pair",
+    "label",
+    "messages",
+    "prompt",
+    "completion",
+    "tokens",
+    "tags",
+)
 _PAIR = ("source", "target")  # canonical together: a `source` alone may be where a text is from
 _BATCH = 1024  # rows that are Python objects at one time
 
@@ -43,8 +53,23 @@ class Part:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def class_column(self) -> str | None:
+        """The column that holds classes: `tags` where rows have tokens, else `label`, or none."""
+        if {"tokens", "tags"} <= self.columns.keys():
+            return "tags"
+        return "label" if "label" in self.columns else None
+
+    @property
+    def class_feature(self) -> Any:
+        """The type of one class in that column."""
+        feature = self.table.features[self.columns[self.class_column or ""]]
+        if self.class_column == "tags" and hasattr(feature, "feature"):
+            return feature.feature
+        return feature
+
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows with id, split and the shown columns; labels as the source has them."""
+        """Rows with id, split and the shown columns; classes as the source has them."""
         wanted = [self.columns[c] for c in (*self.shown, "id") if c in self.columns]
         at = 0
         for batch in _batches(self.table, wanted):
@@ -65,19 +90,20 @@ class Part:
             yield from ids
             at += len(ids)
 
-    def labels(self) -> Iterator[Key | None]:
-        """The cells of the label column, None where a row has no label.
+    def labels(self) -> Iterator[list[Key | None]]:
+        """The classes of each row, one for a label, many for tags; None where one is missing.
 
         Raises:
             DataError: the column cannot hold class labels.
         """
-        source = self.columns["label"]
+        column = self.class_column or ""
+        source = self.columns[column]
         try:
-            read = read_label(self.table.features[source])
             for batch in _batches(self.table, [source]):
-                yield from map(read, batch[source])
+                for cell in self._classes(batch[source]):
+                    yield cell if isinstance(cell, list) else [cell]
         except DataError as error:
-            raise DataError(f"{self.subject}: column {source!r} (label) {error}") from error
+            raise DataError(f"{self.subject}: column {source!r} ({column}) {error}") from error
 
     def matching(self, where: Mapping[str, Values]) -> np.ndarray:
         """[n] bool, the rows whose columns hold one of the listed values."""
@@ -106,9 +132,16 @@ class Part:
 
     def _cells(self, batch: Mapping[str, list[Any]], column: str) -> list[Any]:
         source = self.columns[column]
-        if column == "label":
-            return list(map(read_label(self.table.features[source]), batch[source]))
+        if column == self.class_column:
+            return self._classes(batch[source])
         return list(map(_namer(self.table.features[source]), batch[source]))
+
+    def _classes(self, cells: Iterable[Any]) -> list[Any]:
+        """Class keys: one for each cell of a label column, a list for each of a tags column."""
+        read = read_label(self.class_feature)
+        if self.class_column == "label":
+            return list(map(read, cells))
+        return [None if cell is None else list(map(read, cell)) for cell in cells]
 
 
 def cut_part(split: Split, opened: Opened, config: DataConfig, columns: Mapping[str, str]) -> Part:
@@ -174,9 +207,12 @@ def _check_plain(part: Part, column: str) -> None:
     feature = part.table.features[part.columns[column]]
     if isinstance(feature, datasets.ClassLabel):
         return
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.Value) and inner.dtype.endswith("string"):
+        return  # a list of texts
     dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
     if not dtype.endswith("string") and not dtype.startswith(("int", "uint", "float", "bool")):
         raise DataError(
-            f"{part.subject}: column {column!r} holds {dtype}, expected text or numbers; leave it"
-            " out of `carry`"
+            f"{part.subject}: column {column!r} holds {dtype}, expected text, a list of texts or"
+            " numbers; leave it out of `carry`"
         )

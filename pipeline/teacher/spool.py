@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.examples import Column, Example
 from pipeline.identity import ExamplesDigest
 
-ColumnType = Literal["string", "int64", "float64", "bool"]
+ColumnType = Literal["string", "int64", "float64", "bool", "strings"]
 
 _ROWS = 64
 _ARRAYS = ("input_ids", "segment_lengths", "target_positions", "label_ids")
@@ -34,6 +34,7 @@ _KINDS: dict[type, ColumnType] = {
     int: "int64",
     float: "float64",
     str: "string",
+    list: "strings",
 }
 
 
@@ -130,10 +131,12 @@ class Spool:
         if value is None:
             return
         kind = _KINDS.get(type(value))
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
+            kind = None
         if kind is None or (known is not None and kind != known):
             raise DataError(
                 f"example {example.example_id!r}: column {name!r} holds {value!r}, expected"
-                f" {known or 'text, a number or a truth value'} as in other examples;"
+                f" {known or 'text, texts, a number or a truth value'} as in other examples;"
                 " carry columns of one plain type"
             )
         self._kinds[name] = kind
