@@ -12,45 +12,31 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.examples import Example
-from pipeline.metrics import Metric, expected_calibration_error, precision_recall_f1
 from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Batch, Scores, Task
-from pipeline.tasks.causal_lm import teacher_metrics
+from pipeline.tasks.base import Batch
+from pipeline.tasks.classification import Classification
 
 _ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 _NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
 
 
-class SequenceClassification(Task):
+class SequenceClassification(Classification):
     """The class of a whole text; rows bring `text`, maybe `text_pair`, maybe `label`.
 
     Attributes:
         max_length: tokens read at most, special tokens included; what is longer is cut on the
             right (of a pair, the longer text first). Left out, it is what the tokenizer's model
             reads, for teacher and student each by its own tokenizer.
-        labels: class names in order; taken from the rows by the caller where left out.
     """
 
     auto_class: ClassVar = "AutoModelForSequenceClassification"
-    vocabulary: ClassVar = False
-    shifted: ClassVar = False
     features: ClassVar = "tokens"
-    same_tokens: ClassVar = False
 
     name: Literal["sequence-classification"] = "sequence-classification"
     max_length: int | None = Field(default=None, ge=2)
-    labels: list[str] | None = Field(default=None, min_length=2)
-
-    def num_classes(self, tokenizer: Any) -> int:
-        """The number of labels.
-
-        Raises:
-            ConfigError: the labels were neither configured nor taken from the rows.
-        """
-        return len(self._known_labels())
 
     def examples(
         self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
@@ -82,59 +68,6 @@ class SequenceClassification(Task):
             first, last = int(example.segment_lengths[0]), len(example.input_ids)
             types[row, first:last] = 1
         return replace(batch, inputs={**batch.inputs, "token_type_ids": types})
-
-    def metrics(self, scores: Scores) -> list[Metric]:
-        """Accuracy, macro F1, loss and calibration on labels; agreement and KL with the teacher."""
-        labelled = scores.where(scores.label_ids != UNLABELLED)
-        found = []
-        if len(labelled.label_ids):
-            correct = labelled.predictions == labelled.label_ids
-            _, _, f1, support = self._per_class(labelled)
-            ece = expected_calibration_error(labelled.confidence, correct)
-            found += [
-                Metric("accuracy", 100.0 * float(correct.mean()), "%", "higher"),
-                Metric("macro_f1", 100.0 * float(f1[support > 0].mean()), "%", "higher"),
-                Metric("loss", -float(labelled.label_log_probs.mean()), "nats", "lower"),
-                Metric("ece", ece, "%", "lower"),
-            ]
-        return found + teacher_metrics(scores)
-
-    def details(self, scores: Scores) -> dict[str, Any]:
-        """A classification report (shares in percent) and a confusion matrix.
-
-        Rows of the matrix are labels, columns predictions, both in the order of `labels`. Empty
-        where nothing is labelled.
-        """
-        labelled = scores.where(scores.label_ids != UNLABELLED)
-        if len(labelled.label_ids) == 0:
-            return {}
-        names = self._known_labels()
-        columns = self._per_class(labelled)
-        report = {
-            name: {
-                "precision": 100.0 * float(precision),
-                "recall": 100.0 * float(recall),
-                "f1": 100.0 * float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(names, *columns, strict=True)
-        }
-        pairs = labelled.label_ids * len(names) + labelled.predictions
-        matrix = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
-        confusion = {"labels": names, "counts": matrix.tolist()}
-        return {"classification_report": report, "confusion_matrix": confusion}
-
-    def _per_class(self, scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        classes = len(self._known_labels())
-        return precision_recall_f1(scores.label_ids, scores.predictions, classes)
-
-    def _known_labels(self) -> list[str]:
-        if self.labels is None:
-            raise ConfigError(
-                "task sequence-classification: the data has no label column and task.labels is"
-                " empty; name the classes in task.labels"
-            )
-        return self.labels
 
     def _label_id(self, row: Mapping[str, Any]) -> int:
         label = row.get("label")
