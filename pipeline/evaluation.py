@@ -186,17 +186,20 @@ def _scores(
     examples: Sequence[Example], observed: Mapping[str, np.ndarray], **tensors: Tensor
 ) -> Scores:
     counts = [len(example.target_positions) for example in examples]
-    names = examples[0].columns
-    columns = {
-        name: np.repeat(np.array([e.columns.get(name) for e in examples], dtype=object), counts)
-        for name in names
-    }
+    columns = {"example_id": _repeat([e.example_id for e in examples], counts)}
+    for name in examples[0].columns:
+        columns[name] = _repeat([e.columns.get(name) for e in examples], counts)
     whole = {"label_ids", "predictions"}
     arrays = {
         name: tensor.cpu().numpy().astype(np.int64 if name in whole else np.float64)
         for name, tensor in tensors.items()
     }
     return Scores(**arrays, columns=columns, observed=observed)
+
+
+def _repeat(values: Sequence[Any], counts: Sequence[int]) -> np.ndarray:
+    """A column by target; a list stays one value."""
+    return np.repeat(np.fromiter(values, dtype=object, count=len(values)), counts)
 
 
 def _join(parts: Sequence[Scores]) -> Scores:

@@ -87,10 +87,14 @@ def _print_example(cache: TeacherCache, example: CachedExample, console: Console
         facts["text"] = decode(example.input_ids)
     console.print(_facts_table(facts))
     console.print()
-    if manifest.shifted:
-        console.print(token_table(example, spell, per_line=4 if console.width >= _WIDE else 2))
+    names = manifest.label_names
+    if not manifest.shifted and len(example.targets) == 1:
+        console.print(class_table(example, names))
     else:
-        console.print(class_table(example, manifest.label_names))
+        named = spell if names is None else names.__getitem__
+        per_line = 4 if console.width >= _WIDE else 2
+        spell_class = None if manifest.shifted else named
+        console.print(token_table(example, spell, spell_class, per_line=per_line))
 
 
 def _explain_bounds(manifest: Manifest) -> str:

@@ -30,7 +30,7 @@ from pipeline.training import train_model
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
-_READ = ("text", "text_pair", "prompt", "completion", "source", "target")  # that hold plain text
+_READ = ("text", "text_pair", "prompt", "completion", "source", "target", "tokens")
 
 
 class NewTokenizer(StrictModel):
@@ -164,7 +164,8 @@ def _train_tokenizer(wanted: NewTokenizer, rows: Rows, masks: bool) -> Any:
 def _training_text(rows: Rows) -> Iterator[str]:
     for row in rows:
         if row["split"] == "train":
-            yield from (row[column] for column in _READ if row.get(column) is not None)
+            given = [row[column] for column in _READ if row.get(column) is not None]
+            yield from (cell if isinstance(cell, str) else " ".join(cell) for cell in given)
 
 
 def _split(examples: list[Example], name: str) -> list[int]:

@@ -48,20 +48,32 @@ def survey_table(survey: Survey) -> Table:
     return table
 
 
-def token_table(example: CachedExample, spell: Spell, choices: int = 4, per_line: int = 4) -> Table:
+def token_table(
+    example: CachedExample,
+    spell: Spell,
+    spell_class: Spell | None = None,
+    choices: int = 4,
+    per_line: int = 4,
+) -> Table:
     """One row per token: what was read, what came next and what the teacher expected there.
 
     Positions without a target (a prompt, the end of a document) show the token alone. A line
     separates packed documents.
+
+    Args:
+        spell_class: names the classes where they are not the tokens that come next.
     """
-    table = _table("", "token", "next", "p(next)", f"the teacher's first {choices}", "rest")
+    about = "next" if spell_class is None else "label"
+    table = _table("", "token", about, f"p({about})", f"the teacher's first {choices}", "rest")
     distribution = example.targets.at(1.0)
     rows = {int(t): n for n, t in enumerate(example.target_positions)}
-    ends = {int(end) - 1 for end in example.segment_lengths.cumsum()}
+    lengths = example.segment_lengths if spell_class is None else example.segment_lengths[:0]
+    ends = {int(end) - 1 for end in lengths.cumsum()}
+    name = spell_class or spell
     for position, token in enumerate(example.input_ids):
         cells: list[Text | str] = [str(position), _spelt(spell, int(token))]
         if position in rows:
-            cells += _expectation(example, distribution, rows[position], spell, choices, per_line)
+            cells += _expectation(example, distribution, rows[position], name, choices, per_line)
         else:
             cells += ["", "", "", ""]
         table.add_row(*cells, end_section=position in ends)
@@ -125,6 +137,6 @@ def _table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(first)
     for heading in others:
-        text = heading in ("token", "next", "") or heading.startswith("the teacher")
+        text = heading in ("token", "next", "label", "") or heading.startswith("the teacher")
         table.add_column(heading, justify="left" if text else "right")
     return table

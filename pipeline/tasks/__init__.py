@@ -5,12 +5,14 @@ from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
 from pipeline.tasks.seq2seq import Seq2Seq
 from pipeline.tasks.sequence_classification import SequenceClassification
+from pipeline.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "masked-lm": MaskedLM,
     "seq2seq": Seq2Seq,
     "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
 }
 
 __all__ = [
@@ -23,4 +25,5 @@ __all__ = [
     "Seq2Seq",
     "SequenceClassification",
     "Task",
+    "TokenClassification",
 ]

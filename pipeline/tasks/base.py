@@ -46,7 +46,7 @@ class Scores:
         label_log_probs: log-probability of the label, 0 where unlabelled.
         kl_to_teacher: KL(teacher || model) at T = 1, nan where there is no teacher.
         agreement: 1 where the model's first choice is the teacher's, nan where there is no teacher.
-        columns: column name -> [N] array of the example's column, for slices.
+        columns: column name -> [N] array of the example's column, for slices; `example_id` too.
         observed: what `Task.observe` found, [N, ...] each, of any type.
     """
 
