@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.positions import Positions
 from pipeline.sampling import Deal
-from pipeline.targets import UNLABELLED
+from pipeline.targets import UNLABELLED, Targets
 from pipeline.tasks.base import Task
 
 COUNTED = ("targets", "labels", "features", "examples", "tokens")
@@ -148,6 +148,12 @@ class StepSampler(Sampler[list[int]]):
         yield StepRows(order, last * size + rank, self._end, ranks)  # type: ignore[misc]
 
 
+class FurtherKnowledge(Protocol):
+    """What other teachers said of the same examples."""
+
+    def ask(self, examples: Sequence[Example], first: Targets) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Collator:
     """Join examples into one batch of tensors, by name.
@@ -163,6 +169,7 @@ class Collator:
         signals: the name a loss uses ("layer.-1") -> the cached signal to load ("layer.4"); all
             others are left in the cache.
         positions: whose hidden states are cached.
+        company: further teachers, which add `teachers` and `shares` to a batch; see `teachers`.
         decode_late: leave `targets` in codes, a third of the bytes, to be decoded by their `to` on
             the device that they are moved to. A DataLoader's worker decodes all the same.
     """
@@ -171,6 +178,7 @@ class Collator:
     pad_id: int
     signals: Mapping[str, str] = field(default_factory=dict)
     positions: Positions = "all"
+    company: "FurtherKnowledge | None" = None
     decode_late: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -202,6 +210,8 @@ class Collator:
         if cached:
             late = self.decode_late and torch.utils.data.get_worker_info() is None
             joined["targets"] = join_targets(cached, late)
+            if self.company is not None:
+                joined |= self.company.ask(examples, joined["targets"])
         return joined
 
     def read_features(self, examples: Sequence[Example]) -> dict[str, Any]:

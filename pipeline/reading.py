@@ -50,7 +50,7 @@ class JoinedExamples:
 
     @cached_property
     def _teacher_tokenizer(self) -> Any:
-        return _load_tokenizer(self.cache)
+        return load_tokenizer(self.cache)
 
     def __getitem__(self, index: int) -> CachedExample:
         own = self.examples[index]
@@ -95,7 +95,7 @@ class Reading:
     @property
     def teacher_layers(self) -> int:
         """L of the teacher."""
-        return int(str(self.cache.manifest.identity.teacher["layers"]))
+        return count_layers(self.cache)
 
     def group(self, examples: Selection, column: str) -> dict[str, RowRuns]:
         """The places, in a selection of its examples, of each value of a column.
@@ -193,7 +193,7 @@ def open_reading(
     cached_digest = manifest.identity.tokenizer["digest"]
     same = inputs is None
     if tokenizer is None:
-        tokenizer = _load_tokenizer(cache)
+        tokenizer = load_tokenizer(cache)
     elif digest_tokenizer(tokenizer) != cached_digest:
         same = False
         if task.same_tokens:
@@ -215,7 +215,13 @@ def open_reading(
     return Reading(cache, task, tokenizer, list(task.examples(rows, tokenizer, carry)))
 
 
-def _load_tokenizer(cache: TeacherCache) -> Any:
+def count_layers(cache: TeacherCache) -> int:
+    """L of a cache's teacher."""
+    return int(str(cache.manifest.identity.teacher["layers"]))
+
+
+def load_tokenizer(cache: TeacherCache) -> Any:
+    """The tokenizer of a cache's teacher."""
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)

@@ -31,11 +31,17 @@ PROJECTIONS = "distillation_projections"  # the attribute that holds the losses'
 def attach_projections(
     model: PreTrainedModel, losses: Sequence[Loss], teacher_widths: Mapping[str, int]
 ) -> None:
-    """Give the student the learned parameters of its losses, so that they train and checkpoint."""
+    """Give the student the learned parameters of its losses, so that they train and checkpoint.
+
+    Args:
+        teacher_widths: by signal; "<teacher>/<signal>" for further teachers.
+    """
     width = int(getattr(model.config, "hidden_size", 0))
     modules = nn.ModuleDict()
     for index, loss in enumerate(losses):
         theirs = next(iter(loss.compares.values()), "")  # all that a loss compares are as wide
+        if loss.teacher is not None:
+            theirs = f"{loss.teacher}/{theirs}"
         modules[str(index)] = loss.projections(width, teacher_widths.get(theirs, 0))
     model.add_module(PROJECTIONS, modules)
 
@@ -184,7 +190,7 @@ def count_units(losses: Sequence[Loss], batch: Mapping[str, Any]) -> Tensor:
     knowledge = _knowledge(batch)
     found = []
     for loss in losses:
-        weights = loss.weights(knowledge)
+        weights = loss.weights(knowledge.of(loss.teacher))
         units = batch["counts"][COUNTED.index(loss.unit)] if weights is None else weights.sum()
         found.append(units.float())
     return torch.stack(found)
@@ -205,15 +211,25 @@ def sum_terms(
 
 def _sum(loss: Loss, student: StudentOutputs, knowledge: Knowledge, own: nn.Module) -> Tensor:
     assert isinstance(own, nn.ModuleDict)
-    return loss.per_position(student, knowledge, own).sum()
+    if isinstance(loss, ClassLoss):  # its question looks for its teacher and the shares itself
+        return loss.per_position(student, knowledge, own).sum()
+    said = knowledge.of(loss.teacher)
+    values = loss.per_position(student, said, own)
+    return (values * said.shares[loss.unit]).sum() if said.shares else values.sum()
 
 
 def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
+    others = {
+        name: _knowledge({"label_ids": batch["label_ids"], **said})
+        for name, said in batch.get("teachers", {}).items()
+    }
     return Knowledge(
         batch.get("targets"),
         batch["label_ids"],
         batch.get("hidden", {}),
         batch.get("documents"),
+        batch.get("shares", {}),
+        others,
     )
 
 
@@ -262,6 +278,7 @@ def name_terms(losses: Sequence[Loss]) -> list[str]:
     """Names that tell two terms of one kind apart."""
     names: list[str] = []
     for loss in losses:
-        same = sum(name.split("#")[0] == loss.name for name in names)
-        names.append(f"{loss.name}#{same + 1}" if same else loss.name)
+        own = loss.name if loss.teacher is None else f"{loss.name}@{loss.teacher}"
+        same = sum(name.split("#")[0] == own for name in names)
+        names.append(f"{own}#{same + 1}" if same else own)
     return names

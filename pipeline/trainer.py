@@ -220,8 +220,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """To the device, the targets too, which are no plain tensors."""
         moved: dict[str, Any] = super()._prepare_inputs(inputs)
-        if "targets" in moved:
-            moved["targets"] = moved["targets"].to(self.args.device)
+        for said in (moved, *moved.get("teachers", {}).values()):
+            if "targets" in said:
+                said["targets"] = said["targets"].to(self.args.device)
         return moved
 
     def evaluate(

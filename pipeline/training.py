@@ -97,7 +97,7 @@ def train_model(
     curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
     curve, columns = _curve_examples(curve, evaluation), evaluation.curve_columns
     _require_columns(curve, columns, "curve_slices")
-    plain = dataclasses.replace(collator, signals={})  # held-out measurement reads no hidden states
+    plain = dataclasses.replace(collator, signals={}, company=None)  # one teacher measures
     shared: dict[str, Any] = {
         "rank": args.process_index,
         "world_size": args.world_size,

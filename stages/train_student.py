@@ -4,6 +4,7 @@ A student's config names a cache and repeats nothing about it; what does not fit
 refused before the first step.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import transformers
 from pydantic import Field
 
 from pipeline.arguments import EvaluationConfig
-from pipeline.batches import Selection
+from pipeline.batches import Collator, Selection
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel, member_of
 from pipeline.evaluation import measure, teacher_scores
@@ -22,7 +23,7 @@ from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
-from pipeline.reading import Reading, open_reading
+from pipeline.reading import Reading, count_layers, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
@@ -36,6 +37,7 @@ from pipeline.student import (
     own_tokenizer,
 )
 from pipeline.targets import UNLABELLED
+from pipeline.teachers import FurtherTeachers, make_company
 from pipeline.terms import attach_projections
 from pipeline.training import Outcome, train_model
 from stages.naming import name_teacher
@@ -52,6 +54,7 @@ class StudentConfig(StrictModel):
         student: where the model comes from.
         inputs: other texts of the cached examples, joined by id; None reads what the teacher read.
         losses: the weighted terms; labels alone are `cross_entropy`.
+        further_teachers: other caches of the same example ids.
         sampling: how often an epoch shows the examples of each language; each once where left out.
         max_examples: learn from the first so many examples of the split `train` only.
         freeze: what stays as it is: name patterns of parameters, or a `Freezing`.
@@ -66,6 +69,7 @@ class StudentConfig(StrictModel):
     student: Origin
     inputs: DataConfig | None = None
     losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
+    further_teachers: FurtherTeachers | None = None
     sampling: Sampling | None = None
     max_examples: int | None = Field(default=None, ge=1)
     freeze: Freeze = Freezing()
@@ -92,13 +96,11 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     model = build_student(
         config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
     )
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    losses = [loss.resolve(depth, reading.teacher_layers) for loss in config.losses]
-    collator = reading.collator(losses)
+    losses, collator, widths = _listen(config, reading, model)
     name_labels(model, manifest.label_names)
     config.freeze.apply(model)
     parameters = model.num_parameters()
-    attach_projections(model, losses, reading.widths(collator.signals))
+    attach_projections(model, losses, widths)
     train = _choose_examples(config, reading)
     curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
@@ -136,6 +138,30 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         write_card(config.output, result)
         finish_run(config.output, result)
     return config.output
+
+
+def _listen(
+    config: StudentConfig, reading: Reading, model: transformers.PreTrainedModel
+) -> tuple[list[Loss], Collator, dict[str, int]]:
+    """The terms of the loss, the collator that brings their knowledge, widths of the signals."""
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    section = config.further_teachers
+    if section is None:
+        losses = [loss.resolve(depth, reading.teacher_layers) for loss in config.losses]
+        collator = reading.collator(losses)
+        return losses, collator, reading.widths(collator.signals)
+    caches = {name: TeacherCache.open(share.cache) for name, share in section.caches.items()}
+    losses = []
+    for loss in section.expand(config.losses):
+        cache = reading.cache if loss.teacher is None else caches[loss.teacher]
+        losses.append(loss.resolve(depth, count_layers(cache)))
+    company = make_company(section, reading, caches, losses)
+    collator = reading.collator([loss for loss in losses if loss.teacher is None])
+    widths = reading.widths(collator.signals)
+    for member in company.members:
+        found = member.reading.widths(member.collator.signals)
+        widths |= {f"{member.name}/{signal}": width for signal, width in found.items()}
+    return losses, replace(collator, company=company), widths
 
 
 def read_cache(config: StudentConfig) -> Reading:

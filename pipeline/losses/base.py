@@ -39,12 +39,21 @@ class Knowledge:
             against the cache).
         documents: [M] int64, ascending: feature positions whose tokens see one another have one
             number. None where no loss asked for such a signal.
+        shares: a factor on each value of a loss by its unit, [n]; nothing for 1. What a term is
+            divided by does not change with them.
+        others: the same of further teachers, by name.
     """
 
     targets: Targets | None
     label_ids: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     documents: Tensor | None = None
+    shares: Mapping[Unit, Tensor] = field(default_factory=dict)
+    others: Mapping[str, "Knowledge"] = field(default_factory=dict)
+
+    def of(self, teacher: str | None) -> "Knowledge":
+        """That of a further teacher, or this one."""
+        return self if teacher is None else self.others[teacher]
 
 
 class Schedule(StrictModel):
@@ -72,10 +81,15 @@ class Loss(StrictModel, ABC):
     The trainer sums the values and divides by the number of valid units of the whole optimizer
     step, over all micro-batches and ranks; `unit` says which count that is, and `weights` how much
     each of them counts.
+
+    Attributes:
+        weight: of the term in the total.
+        teacher: the further teacher it listens to; None for the first one.
     """
 
     name: str
     weight: float | Schedule = 1.0
+    teacher: str | None = None
 
     def weight_at(self, progress: float) -> float:
         """The weight at progress in [0, 1] of training."""
@@ -115,6 +129,11 @@ class Loss(StrictModel, ABC):
     def gradient_scale(self) -> float:
         """A factor in its values that belongs to the gradient; logged terms are without it."""
         return 1.0
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it learns from a teacher, not from labels alone."""
+        return self.unit != "labels"
 
     @property
     def compares(self) -> Mapping[str, str]:

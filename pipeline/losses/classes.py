@@ -83,7 +83,11 @@ class ClassLoss(LogitLoss):
         Raises:
             ConfigError: the knowledge lacks what the loss is told to read.
         """
+        knowledge = knowledge.of(self.teacher)
         question, weights = self.ask(knowledge, width), self.weights(knowledge)
+        share = knowledge.shares.get(self.unit)
+        if share is not None:
+            weights = share if weights is None else weights * share
         if weights is None:
             return question
         return replace(question, answer=lambda picked: weigh(question.answer(picked), weights))

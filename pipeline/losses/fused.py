@@ -260,4 +260,6 @@ def _slice(knowledge: Knowledge, rows: slice) -> Knowledge:
         targets=None if targets is None else targets.select(rows),
         label_ids=knowledge.label_ids[rows],
         hidden={},
+        shares={unit: share[rows] for unit, share in knowledge.shares.items()},
+        others={name: _slice(other, rows) for name, other in knowledge.others.items()},
     )

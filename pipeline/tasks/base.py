@@ -208,8 +208,7 @@ class Task(StrictModel, ABC):
         target_index = flat_index([e.target_positions for e in examples], width)
         feature_index = target_index
         if self.features != "targets" or positions != "all":
-            features = [pick_positions(self._features(e), e, positions) for e in examples]
-            feature_index = flat_index(features, width)
+            feature_index = flat_index(self._kept_features(examples, positions), width)
         return Batch(inputs, target_index, feature_index, examples)
 
     def number_documents(self, examples: Sequence[Example], positions: Positions) -> Tensor:
@@ -227,6 +226,13 @@ class Task(StrictModel, ABC):
             numbers.append(first + np.searchsorted(ends, features, side="right"))
             first += len(ends)
         return torch.from_numpy(np.concatenate(numbers))
+
+    def count_features(self, examples: Sequence[Example], positions: Positions) -> Tensor:
+        """How many feature positions each example has, [B] int64."""
+        return torch.tensor([len(kept) for kept in self._kept_features(examples, positions)])
+
+    def _kept_features(self, examples: Sequence[Example], positions: Positions) -> list[np.ndarray]:
+        return [pick_positions(self._features(e), e, positions) for e in examples]
 
     def _features(self, example: Example) -> np.ndarray:
         if self.features == "targets":
