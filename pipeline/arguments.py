@@ -48,6 +48,7 @@ class EvaluationConfig(StrictModel):
         every: optimizer steps between two points of the curve; None for the end only.
         curve_examples: this many examples, evenly spread over the split, for each point.
         batch_size: examples per forward pass.
+        task: settings of the task that decide what is measured, for instance evaluate of seq2seq.
         slices: columns whose values get metrics of their own.
         curve_slices: the same while training; the column that early stopping watches is one.
         early_stopping: on a metric of the curve.
@@ -58,6 +59,7 @@ class EvaluationConfig(StrictModel):
     every: int | None = Field(default=None, ge=1)
     curve_examples: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
+    task: dict[str, Any] = {}
     slices: list[str] = []
     curve_slices: list[str] = []
     early_stopping: EarlyStopping | None = None

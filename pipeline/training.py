@@ -88,6 +88,7 @@ def train_model(
         ConfigError: a setting or split does not exist.
         NumericalError: the loss is not finite.
     """
+    task.require_packages()
     args = training_arguments(training, evaluation, output)
     resume, curve_file = last_checkpoint(output), Curve(output / "metrics.jsonl")
     last_step = int(resume.rpartition("-")[2]) if resume else -1

@@ -169,7 +169,8 @@ def read_cache(config: StudentConfig) -> Reading:
     tokenizer = own_tokenizer(config.student)
     student = config.student
     name = student.architecture if isinstance(student, FromScratch) else student.model
-    return open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
+    reading = open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
+    return replace(reading, task=reading.task.measured(config.evaluation.task))
 
 
 def _choose_examples(config: StudentConfig, reading: Reading) -> Selection:

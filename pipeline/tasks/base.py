@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import StrictModel
+from pipeline.config import StrictModel, parse_config
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
@@ -106,6 +107,9 @@ class Task(StrictModel, ABC):
     # Columns that a student with another tokenizer makes its examples from.
     reads: ClassVar[tuple[str, ...]] = ("text",)
 
+    # Settings that decide what is measured, not what is learned: a student may choose its own.
+    measured_by: ClassVar[tuple[str, ...]] = ()
+
     name: str
 
     @property
@@ -128,6 +132,27 @@ class Task(StrictModel, ABC):
     def model_settings(self, tokenizer: Any) -> dict[str, Any]:
         """What the task decides of a student's own configuration, by transformers' names."""
         return {}
+
+    def measured(self, settings: Mapping[str, Any]) -> Self:
+        """The task with other settings of what is measured.
+
+        Raises:
+            ConfigError: a setting that the task does not have, or that decides what is learned.
+        """
+        for name in settings:
+            if name not in self.measured_by:
+                raise ConfigError(
+                    f"evaluation.task.{name}: is no setting of what {self.name} measures"
+                    + (did_you_mean(name, self.measured_by) if self.measured_by else "")
+                )
+        return parse_config(type(self), {**self.model_dump(), **settings}, "evaluation.task")
+
+    def require_packages(self) -> None:
+        """Refuse what will be measured where a package for it is missing, before any work.
+
+        Raises:
+            ConfigError: names the extra to install.
+        """
 
     @abstractmethod
     def examples(

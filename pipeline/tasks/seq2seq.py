@@ -8,7 +8,6 @@ apart again: the encoder reads the source, the decoder start .. y(N-1).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import groupby, islice
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,8 +19,11 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
-from pipeline.tasks.base import Batch, Scores, Task, flat_index, pad_rows
+from pipeline.tasks.base import Batch, Observation, Scores, Task, flat_index, pad_rows
+from pipeline.tasks.bilingual import encode_texts, read_texts, speaking
 from pipeline.tasks.causal_lm import count_ids, language_metrics
+from pipeline.tasks.generation import Evaluate, generate_texts
+from pipeline.text_metrics import describe_metrics, measure_texts, require_packages
 
 _ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 _NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
@@ -36,6 +38,8 @@ class Seq2Seq(Task):
             left out.
         source_language, target_language: codes of a multilingual tokenizer (its src_lang and
             tgt_lang); a row's own columns of these names come first.
+        evaluate: write texts for held-out sources and compare them with their targets; slow, so
+            only where it is asked for. A student's config may say it under `evaluation.task`.
         decoder_start: the token id that each decoder input begins with; "teacher" takes what the
             teacher's configuration says, "last" the last token of each target (mBART's language).
     """
@@ -47,12 +51,14 @@ class Seq2Seq(Task):
     features: ClassVar = "targets"
     same_tokens: ClassVar = True
     reads: ClassVar = ("source", "target")
+    measured_by: ClassVar = ("evaluate",)
 
     name: Literal["seq2seq"] = "seq2seq"
     max_source_length: int | None = Field(default=None, ge=2)
     max_target_length: int | None = Field(default=None, ge=2)
     source_language: str | None = None
     target_language: str | None = None
+    evaluate: Evaluate | None = None
     decoder_start: int | Literal["teacher", "last"] = "teacher"
 
     def num_classes(self, tokenizer: Any) -> int:
@@ -126,9 +132,49 @@ class Seq2Seq(Task):
         states: Sequence[Tensor] = outputs.decoder_hidden_states
         return states
 
+    def require_packages(self) -> None:
+        """See `Task.require_packages`."""
+        if self.evaluate is not None:
+            require_packages(self.evaluate.metrics)
+
+    def observe(self, seen: Observation) -> dict[str, np.ndarray]:
+        """See `Task.observe`: what the model writes for each source, where `evaluate` asks."""
+        if self.evaluate is None or seen.tokenizer is None:
+            return {}
+        both = [streams(example) for example in seen.examples]
+        special = {*seen.tokenizer.all_special_ids} - {seen.tokenizer.eos_token_id}
+        texts = generate_texts(
+            seen.model,
+            seen.tokenizer,
+            # A language or BEGIN token after the start is given, not chosen.
+            [spoken[: 2 if int(spoken[1]) in special else 1] for _, spoken in both],
+            self.evaluate,
+            sources=[source for source, _ in both],
+        )
+        firsts = np.cumsum([0, *(len(e.target_positions) for e in seen.examples)])
+        written = np.full(firsts[-1], None, dtype=object)
+        written[firsts[:-1]] = [found[0] for found in texts]
+        return {"hypothesis": written}
+
     def metrics(self, scores: Scores) -> list[Metric]:
-        """Loss, perplexity, accuracy, calibration on the targets; agreement, KL."""
-        return language_metrics(scores)
+        """Loss, perplexity, accuracy, calibration on the targets; agreement, KL; where texts were
+        written, how near they are to the references."""
+        found = language_metrics(scores)
+        hypotheses, references = _written(scores)
+        if self.evaluate is not None and hypotheses:
+            metrics, tokenizer = self.evaluate.metrics, self.evaluate.bleu_tokenizer
+            texts = measure_texts(metrics, hypotheses, references, tokenizer)
+            found += [Metric(name, value, "", "higher") for name, value in texts.items()]
+        return found
+
+    def details(self, scores: Scores) -> dict[str, Any]:
+        """See `Task.details`: signatures of the metrics of text."""
+        hypotheses, references = _written(scores)
+        if self.evaluate is None or not hypotheses:
+            return {}
+        most = max(len(several) for several in references)
+        metrics, tokenizer = self.evaluate.metrics, self.evaluate.bleu_tokenizer
+        return {"text_metrics": describe_metrics(metrics, most, tokenizer)}
 
     def row(self, example: Example) -> dict[str, Any]:
         """See `Task.row`."""
@@ -144,14 +190,14 @@ class Seq2Seq(Task):
         tokenizer: Any,
         languages: tuple[str | None, str | None],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Token ids of sources and targets, each ended where the tokenizer has an end mark."""
+        """Token ids of sources and targets."""
         limits = (
             self._limit(self.max_source_length, tokenizer),
             self._limit(self.max_target_length, tokenizer, spare=1),
         )
-        with _speaking(tokenizer, *languages):
-            sources = _encode(_texts(rows, "source"), tokenizer, limits[0])
-            targets = _encode(_texts(rows, "target"), tokenizer, limits[1], as_target=True)
+        with speaking(tokenizer, *languages):
+            sources = encode_texts(read_texts(rows, "source"), tokenizer, limits[0])
+            targets = encode_texts(read_texts(rows, "target"), tokenizer, limits[1], target=True)
         return sources, targets
 
     def _limit(self, chosen: int | None, tokenizer: Any, spare: int = 0) -> int | None:
@@ -186,58 +232,13 @@ def streams(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return example.input_ids[:length], example.input_ids[length:]
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    for row in rows:
-        if not isinstance(row.get(column), str):
-            raise DataError(
-                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
-                f" map the right column with data.columns.{column}"
-            )
-    return [row[column] for row in rows]
-
-
-def _encode(
-    texts: list[str], tokenizer: Any, limit: int | None, as_target: bool = False
-) -> list[np.ndarray]:
-    texts_of = {"text_target" if as_target else "text": texts}
-    side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
-    try:
-        encoded = tokenizer(**texts_of, truncation=limit is not None, max_length=limit)
-    finally:
-        tokenizer.truncation_side = side
-    return [_ended(ids, tokenizer.eos_token_id, limit) for ids in encoded["input_ids"]]
-
-
-def _ended(ids: list[int], eos: int | None, limit: int | None) -> np.ndarray:
-    """With an end mark where the tokenizer has one and sets none itself."""
-    if eos is not None and eos not in ids:
-        ids = [*ids[: None if limit is None else limit - 1], eos]
-    return np.array(ids, dtype=np.int32)
-
-
-@contextmanager
-def _speaking(tokenizer: Any, source: str | None, target: str | None) -> Iterator[None]:
-    """Let a multilingual tokenizer read one language and write another; it is left as it was."""
-    wanted = {"src_lang": source, "tgt_lang": target}
-    before = {}
-    for name, language in wanted.items():
-        if language is None:
-            continue
-        if not hasattr(tokenizer, name):
-            raise ConfigError(
-                f"task: language {language!r} is given, but the tokenizer"
-                f" ({type(tokenizer).__name__}) knows no languages; leave it out"
-            )
-        before[name] = getattr(tokenizer, name)
-        try:
-            setattr(tokenizer, name, language)
-        except KeyError as error:
-            raise ConfigError(
-                f"task: the tokenizer does not know the language {language!r}"
-            ) from error
-    try:
-        yield
-    finally:
-        for name, language in before.items():
-            if language is not None:
-                setattr(tokenizer, name, language)
+def _written(scores: Scores) -> tuple[list[str], list[list[str]]]:
+    """What the model wrote and the references, for sources that have both."""
+    columns = [scores.columns[c] for c in sorted(scores.columns) if c.split("#")[0] == "target"]
+    hypotheses, references = [], []
+    for row, text in enumerate(scores.observed.get("hypothesis", ())):
+        known = [column[row] for column in columns if column[row] is not None]
+        if text is not None and known:
+            hypotheses.append(text)
+            references.append(known)
+    return hypotheses, references

@@ -1,0 +1,81 @@
+"""Token ids of what a model reads and of what it says, in the languages of its tokenizer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, DataError
+
+
+def read_texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        DataError: a row has none.
+    """
+    for row in rows:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
+                f" map the right column with data.columns.{column}"
+            )
+    return [row[column] for row in rows]
+
+
+def encode_texts(
+    texts: list[str], tokenizer: Any, limit: int | None, target: bool = False
+) -> list[np.ndarray]:
+    """Token ids of texts, each ended where the tokenizer has an end mark; cut on the right.
+
+    Args:
+        limit: tokens at most, special ones included.
+        target: tokenize as what a model says, not what it reads.
+    """
+    texts_of = {"text_target" if target else "text": texts}
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
+    try:
+        encoded = tokenizer(**texts_of, truncation=limit is not None, max_length=limit)
+    finally:
+        tokenizer.truncation_side = side
+    return [_ended(ids, tokenizer.eos_token_id, limit) for ids in encoded["input_ids"]]
+
+
+def _ended(ids: list[int], eos: int | None, limit: int | None) -> np.ndarray:
+    """With an end mark where the tokenizer has one and sets none itself."""
+    if eos is not None and eos not in ids:
+        ids = [*ids[: None if limit is None else limit - 1], eos]
+    return np.array(ids, dtype=np.int32)
+
+
+@contextmanager
+def speaking(tokenizer: Any, source: str | None, target: str | None) -> Iterator[None]:
+    """Let a multilingual tokenizer read one language and write another; it is left as it was.
+
+    Raises:
+        ConfigError: the tokenizer knows no languages, or not this one.
+    """
+    wanted = {"src_lang": source, "tgt_lang": target}
+    before = {}
+    for name, language in wanted.items():
+        if language is None:
+            continue
+        if not hasattr(tokenizer, name):
+            raise ConfigError(
+                f"task: language {language!r} is given, but the tokenizer"
+                f" ({type(tokenizer).__name__}) knows no languages; leave it out"
+            )
+        before[name] = getattr(tokenizer, name)
+        try:
+            setattr(tokenizer, name, language)
+        except KeyError as error:
+            raise ConfigError(
+                f"task: the tokenizer does not know the language {language!r}"
+            ) from error
+    try:
+        yield
+    finally:
+        for name, language in before.items():
+            if language is not None:
+                setattr(tokenizer, name, language)
