@@ -27,9 +27,9 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling"},
     {
-        *("batches", "terms", "evaluation", "reading", "resuming", "lockstep", "trainer"),
-        *("training", "capture", "export", "outputs", "arguments", "optimizing", "curve"),
-        *("freezing", "loader"),
+        *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
+        *("loader", "lockstep", "optimizing", "outputs", "reading", "resuming"),
+        *("teachers", "terms", "trainer", "training"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)
