@@ -149,12 +149,13 @@ def _model_at(
 ) -> type[BaseModel]:
     """Follow a location down the models' annotations to the model that owns the last key."""
     here = next((m for m in _models_in(model) if m.__name__ == error.title), model)
+    choices: dict[Any, type[BaseModel]] = {}
     for part in parents:
-        if isinstance(part, int) or part not in here.model_fields:
-            continue
-        inner = list(_models_in(here.model_fields[part].annotation))
-        if inner:
-            here = inner[0]
+        if part in choices:  # of several models that a field may hold, the one that was meant
+            here = choices[part]
+        elif part in here.model_fields:
+            choices = {m.__name__: m for m in _models_in(here.model_fields[part].annotation)}
+            here = next(iter(choices.values()), here)
     return here
 
 

@@ -136,8 +136,8 @@ class Reading:
         return {name: self.cache.manifest.signals[kept].width for name, kept in signals.items()}
 
     def _check_temperature(self, loss: Loss) -> None:
-        wanted, cached = loss.temperature_needed, self.cache.manifest.targets.temperatures
-        if wanted is not None and wanted not in cached:
+        cached = self.cache.manifest.targets.temperatures
+        for wanted in set(loss.temperatures_needed) - set(cached):
             raise ConfigError(
                 f"losses: {loss.name} asks for temperature {wanted:g}, {self.cache.path} holds"
                 f" {', '.join(f'{t:g}' for t in cached)}; use one of these, or cache the teacher"

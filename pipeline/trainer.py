@@ -193,15 +193,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             units = count_units(self.losses, inputs)
         shares = torch.where(units > 0.0, 1.0 / units, 0.0)
         progress = self.progress
+        losses = [loss.at(progress) for loss in self.losses]
         factors = [
-            loss.weight_at(progress) * share
-            for loss, share in zip(self.losses, shares, strict=True)
+            loss.weight_at(progress) * share for loss, share in zip(losses, shares, strict=True)
         ]
         total, sums, outputs = weigh_terms(
-            model, inputs, self.losses, factors, self._fused_head(model, inputs), self.task
+            model, inputs, losses, factors, self._fused_head(model, inputs), self.task
         )
         check_finite(total, sums, self.losses, self.state.global_step)
-        scales = torch.tensor([loss.gradient_scale for loss in self.losses])
+        scales = torch.tensor([loss.gradient_scale for loss in losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
         self._term_sums = self._term_sums.to(total.device) + means
         # DDP averages gradients over ranks; the units above are already those of all ranks.

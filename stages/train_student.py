@@ -145,14 +145,15 @@ def _listen(
 ) -> tuple[list[Loss], Collator, dict[str, int]]:
     """The terms of the loss, the collator that brings their knowledge, widths of the signals."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    terms = [loss.name_classes(reading.cache.manifest.label_names) for loss in config.losses]
     section = config.further_teachers
     if section is None:
-        losses = [loss.resolve(depth, reading.teacher_layers) for loss in config.losses]
+        losses = [loss.resolve(depth, reading.teacher_layers) for loss in terms]
         collator = reading.collator(losses)
         return losses, collator, reading.widths(collator.signals)
     caches = {name: TeacherCache.open(share.cache) for name, share in section.caches.items()}
     losses = []
-    for loss in section.expand(config.losses):
+    for loss in section.expand(terms):
         cache = reading.cache if loss.teacher is None else caches[loss.teacher]
         losses.append(loss.resolve(depth, count_layers(cache)))
     company = make_company(section, reading, caches, losses)

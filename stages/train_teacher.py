@@ -48,7 +48,8 @@ class TrainTeacherConfig(StrictModel):
         task, data: what it learns and from which rows; splits `train` and the one evaluated.
         model: a new architecture or a pretrained checkpoint.
         tokenizer: how to make one; None takes the pretrained checkpoint's own.
-        label_smoothing, freeze, training, evaluation: as for a student.
+        label_smoothing, class_weights: of the cross-entropy, as for a student.
+        freeze, training, evaluation: as for a student.
         dtype: precision of the saved weights.
         seed: of the weights, the order and dropout.
     """
@@ -59,6 +60,7 @@ class TrainTeacherConfig(StrictModel):
     model: Origin
     tokenizer: NewTokenizer | None = None
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    class_weights: dict[int | str, Annotated[float, Field(ge=0.0)]] = {}
     freeze: Freeze = Freezing()
     training: dict[str, Any] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -86,7 +88,8 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     examples = list(task.examples(rows, tokenizer, config.data.carry))
     name_labels(model, task.label_names)
     config.freeze.apply(model)
-    losses = [CrossEntropy(label_smoothing=config.label_smoothing)]
+    loss = CrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights)
+    losses = [loss.name_classes(task.label_names)]
     attach_projections(model, losses, {})
     parameters = model.num_parameters()
     outcome = train_model(

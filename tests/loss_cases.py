@@ -26,7 +26,11 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "skew_kl": [{"tail": "bucket"}, {"tail": "draws", "reverse": True, "temperature": 2.0}],
     "total_variation": [{"tail": "bucket"}, {"tail": "draws", "temperature": 2.0}],
     "ranking": [{}, {"form": "hinge", "depth": 2, "margin": 30.0}],
-    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"positions": {"weight": "entropy"}}],
+    "cross_entropy": [
+        {},
+        {"label_smoothing": 0.1},
+        {"positions": {"weight": "entropy"}, "class_weights": {0: 3.0, 4: 0.5}},
+    ],
     "pseudo_label": [{"positions": {"weight": "confidence"}}],
     "hidden_mse": [
         {"layers": {1: -1}},

@@ -1,5 +1,6 @@
 """What every loss promises. A new member of LOSSES is picked up by itself."""
 
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import PADDED, V, all_losses, describe, make_case, normal, relates_rows
 
-from pipeline.config import StrictModel, member_of, parse_config
+from pipeline.config import StrictModel, dump_config, load_config, member_of, parse_config
 from pipeline.errors import ConfigError
 from pipeline.losses import LOSSES, Loss, Schedule
 from pipeline.targets import UNLABELLED
@@ -174,7 +175,7 @@ def test_gradients_equal_finite_differences(loss: Loss) -> None:
 def test_a_member_is_found_by_its_name_and_keeps_its_settings() -> None:
     raw = {"losses": [{"name": "forward_kl", "temperature": 2}, "cross_entropy"]}
     recipe = parse_config(Recipe, raw, "student.yaml")
-    assert [loss.temperature_needed for loss in recipe.losses] == [2.0, None]
+    assert [list(loss.temperatures_needed) for loss in recipe.losses] == [[2.0], []]
     assert recipe.model_dump()["losses"][0]["temperature"] == 2.0
     assert set(LOSSES) == {member.model_fields["name"].default for member in LOSSES.values()}
 
@@ -188,6 +189,12 @@ def test_a_member_is_found_by_its_name_and_keeps_its_settings() -> None:
         ({"name": "forward_kl", "tail": "buckets"}, "bucket"),
         ({"name": "cross_entropy", "label_smoothing": 1.5}, "less than 1"),
         ({"name": "hidden_mse", "layers": "unifrom"}, "expected uniform, last, or {student layer"),
+        ({"name": "forward_kl", "temperature": {0.5: 2.0}}, "the temperature at the start"),
+        ({"name": "forward_kl", "temperature": {0: 2, 1.5: 1}}, "less than 1"),
+        ({"name": "forward_kl", "temperature": "hot"}, r"temperature.number: .* valid number"),
+        ({"name": "forward_kl", "weight": {"peak": 1, "dcay": 0.6}}, "did you mean 'decay'"),
+        ({"name": "forward_kl", "weight": {"start": 1}}, "Schedule.end is missing"),
+        ({"name": "cross_entropy", "weight": {"peak": 1, "warmup": 0.7, "decay": 0.6}}, "shorter"),
         ({"name": "hidden_mse"}, "either layers: .* or pooled: true"),
         ({"name": "hidden_cosine", "pooled": True, "layers": {1: 2}}, "either layers"),
     ],
@@ -208,3 +215,36 @@ def test_a_scheduled_weight_stays_between_its_ends_and_reaches_them(
     assert 0.1 - 1e-12 <= loss.weight_at(progress) <= 0.9
     assert loss.weight_at(0.0) == 0.9
     assert loss.weight_at(1.0) == pytest.approx(0.1)
+
+
+@given(st.floats(0, 1))
+def test_warmup_stable_decay_is_at_its_peak_between_its_ends(progress: float) -> None:
+    schedule = {"peak": 0.9, "start": 0.1, "end": 0.3, "warmup": 0.2, "decay": 0.4}
+    loss = LOSSES["cross_entropy"].model_validate({"weight": schedule})
+    found = loss.weight_at(progress)
+    assert 0.1 <= found <= 0.9
+    if 0.2 <= progress <= 0.6:
+        assert found == 0.9
+    assert [loss.weight_at(end) for end in (0.0, 0.1, 0.8, 1.0)] == pytest.approx(
+        [0.1, 0.5, 0.6, 0.3]
+    )
+
+
+@given(st.floats(0, 1))
+def test_a_temperature_holds_from_its_share_of_the_steps_on(progress: float) -> None:
+    steps = {0.0: 4.0, 0.5: 2.0, 0.8: 1.0}
+    loss = LOSSES["forward_kl"].model_validate({"temperature": steps, "tail": "bucket"})
+    assert list(loss.temperatures_needed) == [1.0, 2.0, 4.0]
+    now = 4.0 if progress < 0.5 else 2.0 if progress < 0.8 else 1.0
+    plain = LOSSES["forward_kl"].model_validate({"temperature": now, "tail": "bucket"})
+    assert loss.at(progress) == plain
+    assert loss.at(progress).gradient_scale == now**2
+    assert torch.equal(make_case(loss.at(progress)).values(), make_case(plain).values())
+
+
+def test_schedules_survive_the_file_that_they_are_written_to(tmp_path: Path) -> None:
+    raw = {"name": "skew_kl", "temperature": {0: 2, 0.5: 1}, "weight": {"peak": 1, "decay": 0.3}}
+    recipe = parse_config(Recipe, {"losses": [raw]}, "student.yaml")
+    file = tmp_path / "student.yaml"
+    file.write_text(dump_config(recipe), encoding="utf-8")
+    assert load_config(Recipe, file) == recipe

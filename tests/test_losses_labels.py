@@ -8,6 +8,7 @@ from loss_cases import PADDED, V, make_targets, normal
 from torch import nn
 from torch.nn import functional
 
+from pipeline.errors import ConfigError
 from pipeline.losses import Knowledge, StudentOutputs
 from pipeline.losses.labels import CrossEntropy
 from pipeline.targets import UNLABELLED
@@ -70,3 +71,39 @@ def test_a_student_that_rules_out_all_but_the_label_is_done() -> None:
     (grad,) = torch.autograd.grad(found.sum(), logits)
     assert found.tolist() == [0.0]
     assert grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
+@given(st.lists(st.integers(0, V - 1), min_size=1, max_size=8), st.integers(0, 1000))
+def test_class_weights_give_the_weighted_mean_of_pytorch(labels: list[int], seed: int) -> None:
+    logits, label_ids = normal(seed, len(labels) + 1, V), torch.tensor([*labels, UNLABELLED])
+    weights = torch.ones(V, dtype=torch.float64)
+    weights[2], weights[5] = 4.0, 0.25
+    loss = CrossEntropy(class_weights={2: 4.0, 5: 0.25})
+    knowledge = Knowledge(None, label_ids)
+    values = loss.per_position(StudentOutputs(logits), knowledge, nn.ModuleDict())
+    counted = loss.weights(knowledge)
+    assert counted is not None
+    expected = functional.cross_entropy(logits, label_ids, weight=weights)
+    torch.testing.assert_close(values.sum() / counted.sum(), expected)
+
+
+def test_classes_are_weighted_by_name_or_id() -> None:
+    loss = CrossEntropy(class_weights={"sports": 2.0, 0: 3.0, "2": 4.0})
+    named = loss.name_classes(["travel", "sports", "health"])
+    assert named.class_weights == {1: 2.0, 0: 3.0, 2: 4.0}
+    assert CrossEntropy(class_weights={"7": 2.0}).name_classes(None).class_weights == {7: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "message"),
+    [
+        ("sprts", ["travel", "sports"], "'sprts' is no class; did you mean 'sports'"),
+        (2, ["travel", "sports"], "2 is no class; choose from sports, travel"),
+        ("sports", None, "'sports' is no class; the classes have no names, use ids"),
+    ],
+)
+def test_a_class_that_does_not_exist_is_refused(
+    key: int | str, names: list[str] | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CrossEntropy(class_weights={key: 2.0}).name_classes(names)

@@ -8,12 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_cases import V, make_targets, normal
+from small_runs import TINY, make_student_config, make_topic_cache, read_lines
 from small_worlds import KeepGradients, assert_close, make_example, make_trainer
 from torch import Tensor, nn
 
+from pipeline.cache import TeacherCache
 from pipeline.errors import ConfigError
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
 from pipeline.targets import Targets
+from stages.train_student import train_student
 
 
 def kl(**settings: object) -> Loss:
@@ -142,3 +145,40 @@ def test_labels_without_a_cache_cannot_be_weighted_by_a_teacher() -> None:
     loss = LOSSES["cross_entropy"].model_validate({"positions": {"weight": "confidence"}})
     with pytest.raises(ConfigError, match="cross_entropy: a teacher's targets are needed"):
         loss.weights(Knowledge(None, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_the_trainer_steps_through_the_temperatures(tmp_path: Path) -> None:
+    examples = [make_example(number) for number in range(4)]
+    settings = {"learning_rate": 0.0, "per_device_train_batch_size": 4}
+    stepped, plain = KeepGradients(), {1.0: KeepGradients(), 4.0: KeepGradients()}
+    loss = kl(temperature={0.0: 4.0, 0.5: 1.0})
+    make_trainer(
+        tmp_path / "both", [loss], examples, callbacks=[stepped], max_steps=2, **settings
+    ).train()
+    for temperature, kept in plain.items():
+        loss = kl(temperature=temperature)
+        run = tmp_path / str(temperature)
+        make_trainer(run, [loss], examples, callbacks=[kept], max_steps=1, **settings).train()
+    for found, expected in zip(stepped.steps, (plain[4.0], plain[1.0]), strict=True):
+        assert_close(found, expected.steps[0], 1e-6)
+    logged = [line["term/forward_kl"] for line in read_lines(tmp_path / "both")]
+    alone = [read_lines(tmp_path / name)[0]["term/forward_kl"] for name in ("4.0", "1.0")]
+    assert logged == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_student_weights_classes_by_their_names(tmp_path: Path) -> None:
+    cache = make_topic_cache(tmp_path)
+    names = TeacherCache.open(cache).manifest.label_names
+    assert names is not None
+    terms = []
+    for weights in ({names[0]: 9.0}, {0: 9.0}, {}):
+        losses = [{"name": "cross_entropy", "class_weights": weights}]
+        config = make_student_config(
+            cache,
+            tmp_path / f"run{len(terms)}",
+            student={"from": "scratch", "architecture": "bert", **TINY},
+            losses=losses,
+            training={"max_steps": 1, "logging_steps": 1},
+        )
+        terms.append(read_lines(train_student(config))[0]["term/cross_entropy"])
+    assert terms[0] == terms[1] != terms[2]

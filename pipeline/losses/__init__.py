@@ -1,6 +1,13 @@
 """The family of losses: a member is one class that is its own configuration, and one line here."""
 
-from pipeline.losses.base import Knowledge, Loss, Schedule, StudentOutputs, Unit
+from pipeline.losses.base import (
+    Knowledge,
+    Loss,
+    Schedule,
+    StudentOutputs,
+    Unit,
+    WarmupStableDecay,
+)
 from pipeline.losses.divergences import (
     ForwardKL,
     JensenShannon,
@@ -31,4 +38,4 @@ LOSSES: dict[str, type[Loss]] = {
     "cka": CKA,
 }
 
-__all__ = ["LOSSES", "Knowledge", "Loss", "Schedule", "StudentOutputs", "Unit"]
+__all__ = ["LOSSES", "Knowledge", "Loss", "Schedule", "StudentOutputs", "Unit", "WarmupStableDecay"]

@@ -1,10 +1,11 @@
 """The seam of the losses: what a loss sees, and what every loss is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import StrictModel
@@ -75,6 +76,49 @@ class Schedule(StrictModel):
         return self.start + (self.end - self.start) * share
 
 
+class WarmupStableDecay(StrictModel):
+    """A weight that rises from `start` to `peak`, stays, and falls to `end` (WSD, Hu et al. 2024).
+
+    Linear on both sides: up over the first `warmup` of all steps, down over the last `decay` (both
+    in [0, 1], and together at most 1).
+    """
+
+    peak: float
+    start: float = 0.0
+    end: float = 0.0
+    warmup: float = Field(default=0.0, ge=0.0, le=1.0)
+    decay: float = Field(default=0.1, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.warmup + self.decay > 1.0:
+            raise ValueError("warmup and decay take more than all steps; make one of them shorter")
+        return self
+
+    def at(self, progress: float) -> float:
+        """The weight at progress in [0, 1]."""
+        if progress < self.warmup:
+            return self.start + (self.peak - self.start) * progress / self.warmup
+        left = 1.0 - progress
+        if left < self.decay:
+            return self.end + (self.peak - self.end) * left / self.decay
+        return self.peak
+
+
+def _kind_of_weight(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "WarmupStableDecay" if "peak" in value else "Schedule"
+    return type(value).__name__ if isinstance(value, StrictModel) else "float"
+
+
+Weight = Annotated[
+    Annotated[float, Tag("float")]
+    | Annotated[Schedule, Tag("Schedule")]
+    | Annotated[WarmupStableDecay, Tag("WarmupStableDecay")],
+    Discriminator(_kind_of_weight),  # so that a complaint is about the one that was meant
+]
+
+
 class Loss(StrictModel, ABC):
     """A member of the family: its own configuration, one value per position, no reduction.
 
@@ -88,18 +132,33 @@ class Loss(StrictModel, ABC):
     """
 
     name: str
-    weight: float | Schedule = 1.0
+    weight: Weight = 1.0
     teacher: str | None = None
 
     def weight_at(self, progress: float) -> float:
         """The weight at progress in [0, 1] of training."""
-        return self.weight.at(progress) if isinstance(self.weight, Schedule) else self.weight
+        return self.weight if isinstance(self.weight, float) else self.weight.at(progress)
+
+    def at(self, progress: float) -> Self:
+        """The loss as it is at progress in [0, 1] of training; before that it is at its start."""
+        return self
 
     def resolve(self, student_layers: int, teacher_layers: int) -> Self:
         """The same with every layer by its number, once it is known how many the two have.
 
         Raises:
             ConfigError: a rule for choosing layers that does not fit these depths.
+        """
+        return self
+
+    def name_classes(self, names: Sequence[str] | None) -> Self:
+        """The same with every class by its id.
+
+        Args:
+            names: of the V classes in order; None where they have none.
+
+        Raises:
+            ConfigError: a class that does not exist.
         """
         return self
 
@@ -121,9 +180,9 @@ class Loss(StrictModel, ABC):
         return False
 
     @property
-    def temperature_needed(self) -> float | None:
-        """The cached temperature it reads, None if it reads no targets."""
-        return None
+    def temperatures_needed(self) -> Sequence[float]:
+        """The cached temperatures it reads, beside T = 1, which is always cached."""
+        return ()
 
     @property
     def gradient_scale(self) -> float:

@@ -8,11 +8,12 @@ q_i) with an f that does not explode where q is large, which is why draws from p
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, field_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +24,13 @@ from pipeline.losses.tails import ask_bucket, ask_draws, ask_kept, ids_or_nothin
 from pipeline.targets import SparseDistribution
 
 Tail = Literal["auto", "bucket", "draws", "renormalise"]
+
+Positive = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Temperature = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[dict[Share, Positive], Tag("steps")],
+    Discriminator(lambda value: "steps" if isinstance(value, dict) else "number"),
+]
 
 _SMALLEST_TAIL = 2.0**-24  # below this 1 - sum_S p cannot be told from 0 in float32
 _FAR = 60.0  # nats beyond which a bounded f has reached its limit
@@ -35,22 +43,42 @@ class Divergence(ClassLoss):
     temperature (Hinton et al. 2015).
 
     Attributes:
-        temperature: T, one of those that were cached.
+        temperature: T, one of those that were cached; or several, each from a share of all steps
+            on: {0.0: 4.0, 0.5: 2.0, 0.8: 1.0} (annealing, Jafari et al. 2021).
     """
 
-    temperature: float = Field(default=1.0, gt=0.0)
+    temperature: Temperature = 1.0
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_start(cls, value: float | dict[float, float]) -> float | dict[float, float]:
+        if isinstance(value, dict) and 0.0 not in value:
+            raise ValueError("say the temperature at the start, 0.0")
+        return value
 
     @property
     def unit(self) -> Unit:
         return "targets"
 
+    def temperature_at(self, progress: float) -> float:
+        """T at progress in [0, 1] of training."""
+        if isinstance(self.temperature, float):
+            return self.temperature
+        return self.temperature[max(begin for begin in self.temperature if begin <= progress)]
+
+    def at(self, progress: float) -> Self:
+        if isinstance(self.temperature, float):
+            return self
+        return self.model_copy(update={"temperature": self.temperature_at(progress)})
+
     @property
-    def temperature_needed(self) -> float:
-        return self.temperature
+    def temperatures_needed(self) -> Sequence[float]:
+        steps = self.temperature
+        return [steps] if isinstance(steps, float) else sorted(set(steps.values()))
 
     @property
     def gradient_scale(self) -> float:
-        return self.temperature**2
+        return self.temperature_at(0.0) ** 2
 
     def ask(self, knowledge: Knowledge, width: int) -> Question:
         """The scaled divergence in nats per target position.
@@ -59,13 +87,14 @@ class Divergence(ClassLoss):
             ConfigError: there are no targets, the temperature was not cached, or `tail: draws` is
                 asked of a cache without draws.
         """
-        question = self._diverge(self.targets_of(knowledge).at(self.temperature))
+        temperature = self.temperature_at(0.0)
+        question = self._diverge(self.targets_of(knowledge).at(temperature), temperature)
         return replace(
             question, answer=lambda picked: self.gradient_scale * question.answer(picked)
         )
 
     @abstractmethod
-    def _diverge(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution, temperature: float) -> Question:
         """The divergence from the teacher at this temperature, not scaled."""
 
 
@@ -86,19 +115,19 @@ class RatioDivergence(Divergence):
     def of_ratio(self, r: Tensor) -> Tensor:
         """f at r = log p - log q, any shape; 0 at 0."""
 
-    def _diverge(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution, temperature: float) -> Question:
         draws = teacher.draw_ids.shape[1] > 0
         whole = teacher.ids.shape[1] == teacher.num_classes
         if self.tail == "renormalise":
-            return ask_kept(teacher, self.of_ratio, self.temperature)
+            return ask_kept(teacher, self.of_ratio, temperature)
         if self.tail == "draws" and not (draws or whole):
             raise ConfigError(
                 f"{self.name}: tail: draws, but the cache holds no draws; use tail: bucket, or"
                 " cache the teacher with targets.tail_draws"
             )
         if whole or (draws and self.tail != "bucket"):
-            return ask_draws(teacher, self.of_ratio, self.temperature)
-        return ask_bucket(teacher, self.of_ratio, self.temperature)
+            return ask_draws(teacher, self.of_ratio, temperature)
+        return ask_bucket(teacher, self.of_ratio, temperature)
 
 
 class ForwardKL(RatioDivergence):
@@ -162,7 +191,7 @@ class TotalVariation(RatioDivergence):
 
     @property
     def gradient_scale(self) -> float:
-        return self.temperature
+        return self.temperature_at(0.0)
 
     def of_ratio(self, r: Tensor) -> Tensor:
         return -torch.expm1(-r.clamp(min=0.0))
@@ -184,7 +213,7 @@ class ReverseKL(Divergence):
     name: Literal["reverse_kl"] = "reverse_kl"
     tail: Literal["bucket"] = "bucket"
 
-    def _diverge(self, teacher: SparseDistribution) -> Question:
+    def _diverge(self, teacher: SparseDistribution, temperature: float) -> Question:
         teacher = replace(teacher, tail_mass=teacher.tail_mass.clamp(min=_SMALLEST_TAIL))
 
         def answer(picked: Picked) -> Tensor:
@@ -195,7 +224,7 @@ class ReverseKL(Divergence):
             return torch.where(present, student.exp() * log_ratio, 0.0).sum(dim=1)
 
         ids = ids_or_nothing(teacher.ids, teacher.log_probs, teacher.num_classes)
-        return Question(ids, teacher.num_classes, answer, self.temperature, exclude=True)
+        return Question(ids, teacher.num_classes, answer, temperature, exclude=True)
 
 
 def _skew_forward(r: Tensor, alpha: float) -> Tensor:
