@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.cache.index import RowRuns
@@ -168,6 +169,8 @@ class Collator:
         pad_id: the token that fills short rows.
         signals: the name a loss uses ("layer.-1") -> the cached signal to load ("layer.4"); all
             others are left in the cache.
+        heads: name of a signal -> attention heads in each of its vectors; the rows of such a signal
+            are [M, heads, D / heads].
         positions: whose hidden states are cached.
         company: further teachers, which add `teachers` and `shares` to a batch; see `teachers`.
         decode_late: leave `targets` in codes, a third of the bytes, to be decoded by their `to` on
@@ -177,6 +180,7 @@ class Collator:
     task: Task
     pad_id: int
     signals: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
     positions: Positions = "all"
     company: "FurtherKnowledge | None" = None
     decode_late: bool = False
@@ -219,11 +223,16 @@ class Collator:
         cached = [example for example in examples if isinstance(example, CachedExample)]
         if not cached:
             return {}
-        hidden = {
-            name: torch.cat([example.hidden[signal] for example in cached])
-            for name, signal in self.signals.items()
-        }
+        hidden = self._stack_hidden(cached)
         if not set(self.signals) - {"pooled"}:
             return {"hidden": hidden}
         documents = self.task.number_documents(examples, self.positions)
         return {"hidden": hidden, "documents": documents}
+
+    def _stack_hidden(self, examples: Sequence[CachedExample]) -> dict[str, Tensor]:
+        stacked = {}
+        for name, signal in self.signals.items():
+            rows = torch.cat([example.hidden[signal] for example in examples])
+            heads = self.heads.get(name)
+            stacked[name] = rows if heads is None else torch.stack(rows.chunk(heads, dim=1), dim=1)
+        return stacked

@@ -281,4 +281,4 @@ def batch_seed(seed: int, shard: int, number: int) -> int:
 def bytes_per_token(spec: CaptureSpec, width: int) -> int:
     """What one answer takes in memory, at most."""
     entries = 12 * (spec.top_k + spec.tail_draws) + 4 * len(spec.temperatures) + 24
-    return entries + len(spec.layers) * width * spec.hidden_dtype.itemsize
+    return entries + spec.hidden_bytes(width)

@@ -48,8 +48,9 @@ class CachedExample(Example):
 
     Attributes:
         targets: the N target positions' knowledge, on the CPU.
-        hidden: by signal name: "layer.<i>" (0 = embeddings) and other per-position signals are
-            [M, D] float32 with M the feature positions of the task, "pooled" is [1, D].
+        hidden: by signal name: "layer.<i>" (0 = embeddings) and other per-position signals
+            ("query.<i>", "key.<i>", "value.<i>", heads one after another) are [M, D] float32 with M
+            the feature positions of the task, "pooled" is [1, D].
     """
 
     targets: Targets = field(kw_only=True)

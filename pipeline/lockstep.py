@@ -54,7 +54,7 @@ class SharedBatches:
         Raises:
             ConfigError: it reads otherwise than the students before it.
         """
-        plain = replace(collator, signals={})
+        plain = replace(collator, signals={}, heads={})
         if self._plain is None:
             self._source, self._plain = train.source, plain
         elif plain != self._plain:

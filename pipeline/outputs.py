@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.attention import PARTS, watch_attention
+from pipeline.errors import ConfigError, ModelError
 from pipeline.losses.base import Loss, StudentOutputs
 from pipeline.tasks.base import Task
 
@@ -20,30 +21,54 @@ def run_student(
 
     Raises:
         ConfigError: a loss compares a layer that the student does not have.
+        ModelError: its attention is not where it is looked for.
     """
     signals = sorted({signal for loss in losses for signal in loss.compares})
-    outputs = model(**batch["inputs"], **({"output_hidden_states": True} if signals else {}))
+    attention = [signal for signal in signals if signal.partition(".")[0] in PARTS]
+    wanted = {"output_hidden_states": True} if len(signals) > len(attention) else {}
+    with watch_attention(unwrap(model), attention) as seen:
+        outputs = model(**batch["inputs"], **wanted)
     logits = task.logits(outputs, batch["inputs"])
     if len(logits):
         logits = logits.index_select(0, batch["target_index"])
-    if not signals:
-        return outputs, StudentOutputs(logits)
-    states = task.hidden_states(outputs)
-    return outputs, StudentOutputs(logits, {s: _read(s, states, batch) for s in signals})
+    states = task.hidden_states(outputs) if wanted else ()
+    hidden = {}
+    for signal in signals:
+        if signal == "pooled":
+            hidden[signal] = pool(states[-1], batch["token_mask"])
+        else:
+            rows = _find(seen, signal) if signal in attention else _layer(states, signal)
+            hidden[signal] = rows.flatten(0, 1).index_select(0, batch["feature_index"])
+    return outputs, StudentOutputs(logits, hidden)
 
 
-def _read(signal: str, states: Sequence[Tensor], batch: Mapping[str, Any]) -> Tensor:
-    if signal == "pooled":
-        return pool(states[-1], batch["token_mask"])
+def _layer(states: Sequence[Tensor], signal: str) -> Tensor:
     layer, depth = int(signal.partition(".")[2]), len(states)
     if not -depth <= layer < depth:
         raise ConfigError(
             f"losses: the student has no layer {layer}; it has 0 (embeddings) to {depth - 1}"
         )
-    return states[layer].flatten(0, 1).index_select(0, batch["feature_index"])
+    return states[layer]
+
+
+def _find(seen: Mapping[str, Tensor], signal: str) -> Tensor:
+    if signal not in seen:
+        raise ModelError(
+            f"losses: the student's attention was not seen at work ({signal}); leave out"
+            " training.torch_compile, or the losses that compare attention"
+        )
+    return seen[signal]
 
 
 def pool(hidden: Tensor, token_mask: Tensor) -> Tensor:
     """Mean of [B, T, D] over the tokens that are not padding (mask [B, T]), [B, D]."""
     mask = token_mask.unsqueeze(-1).to(hidden)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The student itself, without DDP's and the like's wrapping."""
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner

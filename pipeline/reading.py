@@ -128,8 +128,11 @@ class Reading:
             self._check_temperature(loss)
             signals |= {name: self._canonical(name) for name in loss.compares.values()}
         self._require_signals(signals.values())
-        positions = self.cache.manifest.positions
-        return Collator(self.task, self.tokenizer.pad_token_id or 0, signals, positions)
+        manifest = self.cache.manifest
+        found = {name: manifest.signals[kept].heads for name, kept in signals.items()}
+        heads = {name: count for name, count in found.items() if count is not None}
+        pad_id = self.tokenizer.pad_token_id or 0
+        return Collator(self.task, pad_id, signals, heads, manifest.positions)
 
     def widths(self, signals: Mapping[str, str]) -> dict[str, int]:
         """Width of each signal, by the name a loss uses."""

@@ -22,7 +22,7 @@ from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.losses.classes import ClassLoss
 from pipeline.losses.fused import FusedHead
-from pipeline.outputs import run_student
+from pipeline.outputs import run_student, unwrap
 from pipeline.tasks.base import Task
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
@@ -231,14 +231,6 @@ def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
         batch.get("shares", {}),
         others,
     )
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The student itself, without DDP's and the like's wrapping."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    return inner
 
 
 def _find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:

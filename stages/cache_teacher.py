@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 from rich.console import Console
 
+from pipeline.attention import name_attention
 from pipeline.cache import (
     CacheWriter,
     Draft,
@@ -208,6 +209,7 @@ def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
         tail_draws=targets.tail_draws,
         temperatures=targets.temperatures,
         layers=teacher.name_layers(config.hidden.layers),
+        attention=name_attention(teacher.model, config.hidden.qkv),
         pooled=config.hidden.pooled,
         hidden_dtype=teacher.model.dtype,
     )
@@ -222,7 +224,7 @@ def _make_draft(
     spec: CaptureSpec,
     spool: Spool,
 ) -> Draft:
-    signals = make_signals(config.hidden, spec.layers, teacher.width)
+    signals = make_signals(config.hidden, spec.layers, spec.attention, teacher.width)
     shard_examples = _shard_examples(config.shard, spec, teacher.width, spool)
     require_rows(signals, spool.lengths[:shard_examples])
     return Draft(

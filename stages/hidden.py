@@ -3,11 +3,12 @@
 HiddenConfig + the teacher's width -- make_signals --> signals of the cache
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
+from pipeline.attention import HeadShape
 from pipeline.cache import PROJECTIONS, Projection, Signal, VectorType, require_vectors
 from pipeline.config import StrictModel, member_of
 from pipeline.errors import ConfigError
@@ -21,6 +22,8 @@ class HiddenConfig(StrictModel):
 
     Attributes:
         layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
+        qkv: layers whose query, key and value vectors are kept, 1 for the first, -1 for the last:
+            what the model's projections give, before rotary positions. `projection` leaves them be.
         pooled: the mean of the last hidden states over an example's tokens.
         dtype: in the cache; float8_e4m3fn and int8 have a scale for each vector.
         projection: pca (fitted to the first shard) or random, with a width; none keeps the vectors
@@ -30,6 +33,7 @@ class HiddenConfig(StrictModel):
     """
 
     layers: tuple[int, ...] = ()
+    qkv: tuple[int, ...] = ()
     pooled: bool = False
     dtype: VectorType = "float16"
     projection: Annotated[Projection | None, *member_of(PROJECTIONS, "projection")] = None
@@ -40,12 +44,26 @@ class HiddenConfig(StrictModel):
     def _allow_none(cls, projection: Any) -> Any:
         return None if projection == "none" else projection
 
+    @model_validator(mode="after")
+    def _require_whole_texts(self) -> Self:
+        if self.qkv and self.positions != "all":
+            raise ValueError(
+                "qkv is for relations between all tokens of a text; leave hidden.positions at all"
+            )
+        return self
 
-def make_signals(config: HiddenConfig, layers: Iterable[str], width: int) -> dict[str, Signal]:
+
+def make_signals(
+    config: HiddenConfig,
+    layers: Iterable[str],
+    attention: Mapping[str, HeadShape],
+    width: int,
+) -> dict[str, Signal]:
     """The signals of a cache.
 
     Args:
         layers: the names of the kept layers.
+        attention: those of the kept attention vectors, and what they are made of.
         width: D of the teacher.
 
     Raises:
@@ -61,6 +79,10 @@ def make_signals(config: HiddenConfig, layers: Iterable[str], width: int) -> dic
         kept |= {"width": config.projection.width, "source_width": width}
         kept["projection"] = config.projection
     signals = {name: Signal(**kept) for name in layers}
+    signals |= {
+        name: Signal(width=shape.total, dtype=config.dtype, heads=shape.heads)
+        for name, shape in attention.items()
+    }
     if config.pooled:
         signals[POOLED] = Signal(**kept, per="example")
     return signals

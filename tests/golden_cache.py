@@ -37,6 +37,11 @@ _PROJECTED = {
         source_width=3,
     ),
 }
+_ATTENTION = {
+    "query.2": Signal(width=6, dtype="float32", heads=3),
+    "key.2": Signal(width=2, dtype="float16", heads=1),
+    "value.2": Signal(width=2, dtype="int8", heads=1),
+}
 _KEPT_AND_DRAWN = {"top_k": 8, "tail_draws": 3, "temperatures": (1.0, 2.0)}
 _FEW = {"top_k": 2, "codec": "steps"}
 CASES: dict[str, dict[str, Any]] = {
@@ -74,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hidden-float8": {"targets": _FEW, "signals": _kept_as("float8_e4m3fn")},
     "hidden-int8": {"targets": _FEW, "signals": _kept_as("int8")},
     "hidden-projected": {"targets": _FEW, "signals": _PROJECTED, "positions": {"every": 2}},
+    "hidden-attention": {"targets": _FEW, "signals": _ATTENTION},
 }
 
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
+from pipeline.losses.attention import AttentionLoss
 from pipeline.losses.relations import RelationLoss
 from pipeline.targets import UNLABELLED, Targets
 
 V, PADDED, STUDENT_WIDTH, TEACHER_WIDTH = 7, 9, 3, 4
 TEMPERATURES = (1.0, 2.0, 4.0)
-DOCUMENT = 3  # positions
+DOCUMENT, HEADS = 3, 2  # positions; of attention vectors
 
 # A member that is not named here is tested as it comes, without settings.
 CONFIGS: dict[str, list[dict[str, Any]]] = {
@@ -43,6 +44,9 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "rkd_angle": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
     "gram": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
     "cka": [{"layers": {1: -1}}],
+    "minilm": [{"relation_heads": 2}, {"relation_heads": 1, "layers": {1: -1, -1: 1}}],
+    "attention_mse": [{"layers": {1: -1}}, {"causal": True}],
+    "attention_kl": [{"layers": {1: -1}}, {"causal": True}],
 }
 
 
@@ -57,7 +61,7 @@ def all_losses() -> list[Loss]:
 
 def relates_rows(loss: Loss) -> bool:
     """Whether a value depends on more than its own position: on its document or its batch."""
-    return isinstance(loss, RelationLoss)
+    return isinstance(loss, RelationLoss | AttentionLoss)
 
 
 def describe(loss: Loss) -> str:
@@ -158,8 +162,9 @@ def make_case(
     leaves = {"logits": normal(seed, positions, PADDED, scale=2.0, dtype=dtype)}
     teacher = {}
     for number, (mine, theirs) in enumerate(loss.compares.items()):
-        leaves[mine] = normal(seed + number + 2, positions, STUDENT_WIDTH, dtype=dtype)
-        teacher[theirs] = normal(seed + number + 9, positions, TEACHER_WIDTH, dtype=dtype)
+        heads = [HEADS] if isinstance(loss, AttentionLoss) else []
+        leaves[mine] = normal(seed + number + 2, positions, *heads, STUDENT_WIDTH, dtype=dtype)
+        teacher[theirs] = normal(seed + number + 9, positions, *heads, TEACHER_WIDTH, dtype=dtype)
     targets = make_targets(normal(seed + 5, positions, V, scale=2.0, dtype=dtype), 3, draws=2)
     labels = torch.arange(positions) % V
     labels[1::3] = UNLABELLED

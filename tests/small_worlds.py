@@ -26,7 +26,8 @@ from pipeline.trainer import DistillationTrainer, attach_projections
 
 V, TEACHER_WIDTH = 40, 6
 TEMPERATURES = (1.0, 2.0, 4.0)
-SIGNALS = {name: name for name in ("layer.0", "layer.1", "layer.2", "layer.-1", "pooled")}
+HEADS = {f"{part}.{layer}": 2 for part in ("query", "key", "value") for layer in (1, -1)}
+SIGNALS = {name: name for name in ("layer.0", "layer.1", "layer.2", "layer.-1", "pooled", *HEADS)}
 WIDTHS = dict.fromkeys(SIGNALS, TEACHER_WIDTH)
 TASK = CausalLM(block_size=16)
 
@@ -139,7 +140,7 @@ def make_trainer(
         model,
         losses,
         Selection(examples),
-        Collator(TASK, 0, SIGNALS),
+        Collator(TASK, 0, SIGNALS, HEADS),
         training_arguments(settings, EvaluationConfig(), folder),
         curve=Curve(folder / "metrics.jsonl"),
         learning_rates=learning_rates,

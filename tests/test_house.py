@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"targets", "metrics", "text_metrics"},
     {"config", "examples", "runs"},
     {"identity", "positions"},
-    {"sources", "heads", "losses.base", "tasks.base"},
+    {"sources", "heads", "attention", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling"},
     {

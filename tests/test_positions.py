@@ -98,7 +98,7 @@ def test_a_loss_over_some_positions_is_the_mean_over_just_these(
     model.zero_grad()
 
     some = [with_rows(example, kept_rows(example, positions)) for example in whole]
-    batch = Collator(TASK, 0, SIGNALS, positions)(some)
+    batch = Collator(TASK, 0, SIGNALS, positions=positions)(some)
     count = batch["counts"][COUNTED.index("features")]
     assert int(count) == int(kept.sum())
     found, _, _ = weigh_terms(model, batch, [loss], [1.0 / count], None, TASK)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import relates_rows
 from small_worlds import (
+    HEADS,
     SIGNALS,
     TASK,
     KeepGradients,
@@ -101,19 +102,26 @@ def test_weights_do_not_depend_on_the_split_even_where_the_last_step_is_short(
         assert_close(other, found[0], 1e-5)
 
 
+def _state_above(signal: str) -> int:
+    """The last hidden state that a signal is made from."""
+    kind, _, layer = signal.partition(".")
+    return int(layer or "-1") - (kind in ("query", "key", "value"))
+
+
 @LOSS_CASES
 def test_masked_and_padded_positions_have_no_gradient_at_all(
     examples: list[CachedExample], loss: Loss
 ) -> None:
     model = make_student()
     attach_projections(model, [loss], dict.fromkeys(SIGNALS, 6))
-    batch = Collator(TASK, 0, SIGNALS)(examples)
-    outputs, student = run_student(model, batch, [loss], TASK)
+    batch = Collator(TASK, 0, SIGNALS, HEADS)(examples)
+    states = HiddenMSE(layers={0: 0})  # asks for them
+    outputs, student = run_student(model, batch, [loss, states], TASK)
     watched = [outputs.logits] if loss.unit in ("targets", "labels") else []
     if loss.compares:
-        layers = [int(signal.partition(".")[2] or "-1") for signal in loss.compares]
         depth = len(outputs.hidden_states)
-        watched = [outputs.hidden_states[max(layer % depth for layer in layers)]]  # the topmost
+        above = {_state_above(signal) % depth for signal in loss.compares}
+        watched = [outputs.hidden_states[max(above)]]
     for tensor in watched:
         tensor.retain_grad()
     sum_terms([loss], student, batch, projections_of(model))[0].backward()

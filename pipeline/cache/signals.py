@@ -23,6 +23,7 @@ class Signal(StrictModel):
     Attributes:
         projection: of the teacher's vectors, which are `source_width` wide; None where they are
             kept as they are.
+        heads: of attention vectors: how many heads stand after one another in each.
     """
 
     width: int = Field(gt=0)
@@ -30,6 +31,7 @@ class Signal(StrictModel):
     per: Literal["feature", "example"] = "feature"
     projection: Annotated[Projection | None, *member_of(PROJECTIONS, "projection")] = optional()
     source_width: int | None = optional()
+    heads: int | None = optional()
 
     @property
     def given_width(self) -> int:

@@ -1,5 +1,6 @@
 """The family of losses: a member is one class that is its own configuration, and one line here."""
 
+from pipeline.losses.attention import AttentionKL, AttentionMSE, MiniLM
 from pipeline.losses.base import (
     Knowledge,
     Loss,
@@ -36,6 +37,9 @@ LOSSES: dict[str, type[Loss]] = {
     "rkd_angle": RKDAngle,
     "gram": Gram,
     "cka": CKA,
+    "minilm": MiniLM,
+    "attention_mse": AttentionMSE,
+    "attention_kl": AttentionKL,
 }
 
 __all__ = ["LOSSES", "Knowledge", "Loss", "Schedule", "StudentOutputs", "Unit", "WarmupStableDecay"]

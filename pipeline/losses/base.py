@@ -22,7 +22,8 @@ class StudentOutputs:
         logits: [N, V'] at the target positions, V' >= V (rows beyond V are padding of the head).
         hidden: signal -> vectors, only those that some loss asked for, by the name that it used
             ("layer.-1" stays so): "layer.<i>" -> [M, D] at the feature positions, 0 the embeddings;
-            "pooled" -> [B, D], the student's sentence vector.
+            "pooled" -> [B, D], the student's sentence vector; "query.<i>", "key.<i>", "value.<i>"
+            -> [M, heads, width], what the attention inside layer i is computed from.
     """
 
     logits: Tensor
@@ -196,8 +197,8 @@ class Loss(StrictModel, ABC):
 
     @property
     def compares(self) -> Mapping[str, str]:
-        """Student signal -> teacher signal that it is compared with: "layer.<i>" (0 the embeddings,
-        negative from the last) or "pooled"; empty for a loss of logits."""
+        """Student signal -> teacher signal that it is compared with, see `StudentOutputs.hidden`;
+        empty for a loss of logits."""
         return {}
 
     def projections(self, student_width: int, teacher_width: int) -> nn.ModuleDict:

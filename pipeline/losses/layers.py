@@ -28,17 +28,15 @@ def _align_ends(layer: int, student: int, teacher: int) -> int:
 MAPS: dict[str, Callable[[int, int, int], int]] = {"uniform": _spread, "last": _align_ends}
 
 
-class LayerLoss(Loss, ABC):
-    """What the losses of hidden states share: which vectors are compared.
+class MappedLoss(Loss, ABC):
+    """What the losses of layers share: which are compared.
 
     Attributes:
         layers: student layer -> teacher layer, 0 the embeddings, negative from the last; or
             "uniform" or "last", for every layer of the student but the embeddings.
-        pooled: compare the pooled vectors instead, one per example.
     """
 
     layers: dict[int, int] | Literal["uniform", "last"] = Field(default_factory=dict)
-    pooled: bool = False
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -46,14 +44,6 @@ class LayerLoss(Loss, ABC):
         if isinstance(layers, Mapping) or layers in MAPS:
             return layers
         raise ValueError(f"expected {', '.join(MAPS)}, or {{student layer: teacher layer}}")
-
-    @model_validator(mode="after")
-    def _check_what_is_compared(self) -> Self:
-        if self.pooled == bool(self.layers):
-            raise ValueError(
-                "expected either layers: {student layer: teacher layer} or pooled: true"
-            )
-        return self
 
     def resolve(self, student_layers: int, teacher_layers: int) -> Self:
         """See `Loss.resolve`."""
@@ -75,15 +65,38 @@ class LayerLoss(Loss, ABC):
         return self.model_copy(update={"layers": found})
 
     @property
+    def layer_map(self) -> Mapping[int, int]:
+        """Student layer -> teacher layer, once they are known by number."""
+        assert not isinstance(self.layers, str), "resolve() comes first"
+        return self.layers
+
+
+class LayerLoss(MappedLoss, ABC):
+    """What the losses of hidden states share: layers, or the pooled vectors.
+
+    Attributes:
+        pooled: compare the pooled vectors instead of layers, one per example.
+    """
+
+    pooled: bool = False
+
+    @model_validator(mode="after")
+    def _check_what_is_compared(self) -> Self:
+        if self.pooled == bool(self.layers):
+            raise ValueError(
+                "expected either layers: {student layer: teacher layer} or pooled: true"
+            )
+        return self
+
+    @property
     def unit(self) -> Unit:
         return "examples" if self.pooled else "features"
 
     @property
     def compares(self) -> Mapping[str, str]:
-        assert not isinstance(self.layers, str), "resolve() comes first"
         if self.pooled:
             return {"pooled": "pooled"}
-        return {f"layer.{mine}": f"layer.{theirs}" for mine, theirs in self.layers.items()}
+        return {f"layer.{mine}": f"layer.{theirs}" for mine, theirs in self.layer_map.items()}
 
     def pairs(
         self, student: StudentOutputs, knowledge: Knowledge

@@ -5,8 +5,9 @@ TeacherConfig -- load --> Teacher -- capture(inputs) --> Captured -- examples() 
 
 from pipeline.teacher.background import Background, map_in_order, one_thread_each
 from pipeline.teacher.captured import Captured
+from pipeline.teacher.keeping import CaptureSpec
 from pipeline.teacher.loading import TeacherConfig, describe_files, load_settings, load_tokenizer
-from pipeline.teacher.model import CaptureSpec, Teacher
+from pipeline.teacher.model import Teacher
 from pipeline.teacher.packing import require_isolation
 from pipeline.teacher.spool import Spool
 

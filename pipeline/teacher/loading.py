@@ -123,14 +123,6 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def count_layers(config: Any) -> int:
-    """The layers that hidden states are kept of: the decoder's, where there is an encoder too."""
-    names = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ()
-    return int(
-        next((getattr(config, n) for n in names if hasattr(config, n)), config.num_hidden_layers)
-    )
-
-
 def describe_files(config: TeacherConfig) -> dict[str, Any]:
     """What tells, without reading the weights, that the teacher's files were not touched.
 

@@ -11,19 +11,20 @@ the model has one) over the tokens of an example; it is not normalised.
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.attention import count_layers, watch_attention
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
 from pipeline.heads import OutputHead, head_input
 from pipeline.identity import digest_json, digest_weights
 from pipeline.targets import Targets
 from pipeline.teacher.captured import Captured
-from pipeline.teacher.loading import TeacherConfig, count_layers, load_model
+from pipeline.teacher.keeping import CaptureSpec, keep_states, select, send
+from pipeline.teacher.loading import TeacherConfig, load_model
 from pipeline.teacher.packing import drop_unknown
 from pipeline.teacher.sparse import sparse_targets
 from pipeline.teacher.stopwatch import Stopwatch
@@ -35,25 +36,6 @@ _LOG = logging.getLogger(__name__)
 _CPU_CHUNK, _CPU_BLOCK = 1 << 22, 1 << 20
 _GPU_CHUNK = 1 << 26
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
-
-
-@dataclass(frozen=True)
-class CaptureSpec:
-    """What is kept of the teacher's answers.
-
-    Attributes:
-        top_k, tail_draws, temperatures: see `sparse_targets`.
-        layers: signal name -> index into the hidden states, 0 for the embeddings.
-        pooled: whether the pooled vector is kept.
-        hidden_dtype: in which layers reach the CPU; pooled vectors are float32.
-    """
-
-    top_k: int
-    tail_draws: int = 0
-    temperatures: tuple[float, ...] = (1.0,)
-    layers: Mapping[str, int] = field(default_factory=dict)
-    pooled: bool = False
-    hidden_dtype: torch.dtype = torch.float32
 
 
 class Asked(Protocol):
@@ -200,27 +182,22 @@ class Teacher:
             generator: of the tail draws, on the teacher's device.
         """
         known = drop_unknown(self.model, inputs)
-        put = {name: _send(tensor, self.device) for name, tensor in known.items()}
+        put = {name: send(tensor, self.device) for name, tensor in known.items()}
         labels = torch.cat([torch.from_numpy(e.label_ids).long() for e in examples])
-        with self.forward:
+        with self.forward, watch_attention(self.model, spec.attention) as attention:
             rows, states = self._run(put, spec)
-        targets = self._sparse(_select(rows, target_index), labels, spec, generator)
-        hidden = {
-            name: _select(states[index].flatten(0, 1), feature_index).to(spec.hidden_dtype)
-            for name, index in spec.layers.items()
-        }
-        if spec.pooled:
-            lengths = torch.tensor([len(example.input_ids) for example in examples])
-            hidden["pooled"] = _pool(states[-1], lengths)
+        targets = self._sparse(select(rows, target_index), labels, spec, generator)
+        hidden = keep_states(states, attention, feature_index, examples, spec)
         features = [0] * len(examples)
-        if spec.layers:
-            features = _count_by_row(feature_index, states[0].shape[1], len(examples))
+        if spec.layers or spec.attention:
+            width = [*states, *attention.values()][0].shape[1]
+            features = _count_by_row(feature_index, width, len(examples))
         return Captured.start_copy(targets, hidden, examples, features)
 
     def _run(self, inputs: dict[str, Tensor], spec: CaptureSpec) -> tuple[Tensor, Any]:
         """What the logits are made from, by row (what the head is given, where there is one), and
         hidden states."""
-        wanted = {"output_hidden_states": True} if spec.layers or spec.pooled else {}
+        wanted = {"output_hidden_states": True} if spec.needs_states else {}
         if self.head is None:
             outputs = self.model(**inputs, **wanted)
             rows = self.task.logits(outputs, inputs)
@@ -236,7 +213,7 @@ class Teacher:
         """Targets of [N, D] hidden states or [N, V] logits, chunk by chunk."""
         step = max(1, self.chunk_elements // self.num_classes)
         block = max(1, self.block_elements // self.num_classes)
-        labels = _send(labels, self.device)
+        labels = send(labels, self.device)
         parts = []
         for start in range(0, max(len(rows), 1), step):
             with self.forward:
@@ -273,25 +250,7 @@ def _find_head(model: Any, num_classes: int) -> OutputHead | None:
         return None
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for it."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _count_by_row(index: Tensor, width: int, rows: int) -> list[int]:
     """How many flat positions b * T + t lie in each of the B rows, T wide."""
     counts: list[int] = torch.bincount(index // width, minlength=rows).tolist()
     return counts
-
-
-def _select(rows: Tensor, index: Tensor) -> Tensor:
-    return rows.index_select(0, _send(index, rows.device))
-
-
-def _pool(last: Tensor, lengths: Tensor) -> Tensor:
-    """Mean of [B, T, D] over the first `lengths` positions of each row, [B, D] float32."""
-    steps = torch.arange(last.shape[1])
-    mask = _send((steps[None, :] < lengths[:, None]).float(), last.device)
-    return torch.einsum("btd,bt->bd", last.float(), mask) / mask.sum(dim=1, keepdim=True)

@@ -112,7 +112,7 @@ def _ask(setting: Setting) -> Tensor:
 def _measure(setting: Setting, vectors: Tensor, config: HiddenConfig) -> Choice:
     folder = setting.folder / "choice of hidden states"
     shutil.rmtree(folder, ignore_errors=True)
-    signals = make_signals(config, [_LAYER], vectors.shape[1])
+    signals = make_signals(config, [_LAYER], {}, vectors.shape[1])
     writer = HiddenWriter(folder / "hidden.zarr", signals, Bases(folder, signals), first=True)
     for rows in torch.split(vectors, CHUNK_ROWS):
         writer.append({_LAYER: rows})

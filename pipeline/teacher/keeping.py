@@ -1,0 +1,86 @@
+"""What is kept of the teacher's answers, and the hidden part of it.
+
+hidden states + attention vectors of a batch -- keep_states --> signal -> rows at feature positions
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline.attention import HeadShape
+from pipeline.examples import Example
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """What is kept of the teacher's answers.
+
+    Attributes:
+        top_k, tail_draws, temperatures: see `sparse_targets`.
+        layers: signal name -> index into the hidden states, 0 for the embeddings.
+        attention: signal name -> what its vectors are made of, see `name_attention`.
+        pooled: whether the pooled vector is kept.
+        hidden_dtype: in which layers reach the CPU; pooled vectors are float32.
+    """
+
+    top_k: int
+    tail_draws: int = 0
+    temperatures: tuple[float, ...] = (1.0,)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    attention: Mapping[str, HeadShape] = field(default_factory=dict)
+    pooled: bool = False
+    hidden_dtype: torch.dtype = torch.float32
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether the model must return its hidden states."""
+        return bool(self.layers) or self.pooled
+
+    def hidden_bytes(self, width: int) -> int:
+        """Of one position in memory, at most, with hidden states of so many numbers."""
+        numbers = len(self.layers) * width + sum(shape.total for shape in self.attention.values())
+        return numbers * self.hidden_dtype.itemsize
+
+
+def keep_states(
+    states: Sequence[Tensor],
+    attention: Mapping[str, Tensor],
+    feature_index: Tensor,
+    examples: Sequence[Example],
+    spec: CaptureSpec,
+) -> dict[str, Tensor]:
+    """The signals of a batch: [M, D] at the feature positions, "pooled" [B, D].
+
+    Args:
+        states: embeddings and layers, [B, T, D] each, as far as `spec` needs them.
+        attention: by signal, [B, T, heads, width] each.
+        feature_index: [M] flat positions b * T + t.
+    """
+    rows = {name: states[index].flatten(0, 1) for name, index in spec.layers.items()}
+    rows |= {name: attention[name].flatten(2).flatten(0, 1) for name in spec.attention}
+    kept = {name: select(of, feature_index).to(spec.hidden_dtype) for name, of in rows.items()}
+    if spec.pooled:
+        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        kept["pooled"] = _pool(states[-1], lengths)
+    return kept
+
+
+def select(rows: Tensor, index: Tensor) -> Tensor:
+    """Some rows, by an index on any device."""
+    return rows.index_select(0, send(index, rows.device))
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _pool(last: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of [B, T, D] over the first `lengths` positions of each row, [B, D] float32."""
+    steps = torch.arange(last.shape[1])
+    mask = send((steps[None, :] < lengths[:, None]).float(), last.device)
+    return torch.einsum("btd,bt->bd", last.float(), mask) / mask.sum(dim=1, keepdim=True)
