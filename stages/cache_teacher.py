@@ -49,7 +49,8 @@ _SHARD_BYTES = 1 << 29  # answers of a shard in memory, before they are encoded
 _FREE: Any = {
     "output": True,
     "batch": True,
-    "teacher": {"device", "device_map", "attn_implementation"},
+    "data": {"licence"},
+    "teacher": {"device", "device_map", "attn_implementation", "licence"},
 }
 _REMEDY = "Cache into another output, or go back to those settings"
 

@@ -128,14 +128,28 @@ def export_command(
     split: Annotated[
         str | None, typer.Option(help="What is measured: train, validation or test.")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the student, for its card: apache-2.0, ...")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Send it to the hub under this name.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of a new repository.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push: list what would be sent.")
+    ] = False,
 ) -> None:
     """Write a finished student in a form to deploy, and print what that lost.
 
     Example: stillroom export runs/demo/kd --format int8
     """
-    from stages.export import export, print_export
+    from stages.export import export, print_export, publish
 
-    print_export(export(run, format, output, dtype, split), Console())
+    console = Console()
+    done = export(run, format, output, dtype, split, licence, push)
+    print_export(done, console)
+    if push is not None:
+        publish(done.folder, push, private, dry_run, console)
 
 
 @app.command("rounds")

@@ -5,33 +5,21 @@ opens it and measured on the run's held-out examples, beside the run itself, on 
 """
 
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
-from pipeline.examples import Example
-from pipeline.export import (
-    GraphStudent,
-    copy_tokenizer,
-    copy_weights,
-    load_int8,
-    save_as,
-    save_int8,
-    save_onnx,
-    weight_bytes,
-)
+from pipeline.export import check_repository, copy_tokenizer, list_upload, push, weight_bytes
 from pipeline.metrics import Metric
-from pipeline.student.key_values import without_cache
-from stages.evaluate import FinishedRun, open_run
+from pipeline.report.card import CardExport, write_card
+from pipeline.runs import read_result
+from stages.evaluate import open_run
+from stages.forms import FORMATS
 from stages.quiet import quiet_libraries
 
-_COMPARED = 64  # held-out examples whose logits are compared
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,14 +45,6 @@ class Export:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a format wrote: a model to measure (None where no number changed), and notes."""
-
-    model: nn.Module | None
-    notes: list[str]
-
-
 @quiet_libraries()
 def export(
     run: Path,
@@ -72,6 +52,8 @@ def export(
     output: Path | None = None,
     dtype: str | None = None,
     split: str | None = None,
+    licence: str | None = None,
+    repository: str | None = None,
 ) -> Export:
     """Write a finished student in a form to deploy.
 
@@ -81,12 +63,17 @@ def export(
         output: the folder to write; <run>/exports/<format> where left out.
         dtype: of the weights of a transformers folder; the run's own where left out.
         split: train, validation or test, for the metrics; the one of its config where left out.
+        licence: of the student, for its card; unknown where left out.
+        repository: what its card calls it, for instance me/small-student; the run's name where
+            left out. Nothing is sent there; see `publish`.
 
     Raises:
         StillroomError: no finished student, no such format or dtype, a folder that holds files
             already, or a model that has no such form.
     """
     _check(format, dtype)
+    if repository is not None:
+        check_repository(repository)
     folder = output or run / "exports" / _folder_name(format, dtype)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StillroomError(f"{folder}: holds files already; choose another --output or delete it")
@@ -100,6 +87,10 @@ def export(
         before, after = [], []
         if saved.model is not None:
             before, after = (opened.measure(m, split) for m in (opened.load(), saved.model))
+        notes = CardExport(
+            format, repository, licence, saved.inputs, split, before, after, saved.notes
+        )
+        write_card(draft, read_result(run), notes)
         sizes = weight_bytes(run), weight_bytes(draft)
         if folder.exists():
             folder.rmdir()
@@ -107,6 +98,22 @@ def export(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Export(folder, format, *sizes, before, after, saved.notes)
+
+
+def publish(folder: Path, repository: str, private: bool, dry_run: bool, console: Console) -> None:
+    """List what goes to the hub, and send it there unless it is a dry run.
+
+    Raises:
+        StillroomError: it cannot be sent; the folder stays as it is.
+    """
+    table = Table(f"{repository}/", "bytes")
+    for path, size in list_upload(folder).items():
+        table.add_row(path, f"{size:,}")
+    console.print(table)
+    if dry_run:
+        console.print("dry run: nothing was sent")
+    else:
+        console.print(f"sent: {push(folder, repository, private)}", soft_wrap=True)
 
 
 def print_export(exported: Export, console: Console) -> None:
@@ -143,63 +150,3 @@ def _folder_name(format: str, dtype: str | None) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.3g}" if size < 1e9 else f"{size / 1e6:,.0f}"
-
-
-def _export_transformers(run: FinishedRun, folder: Path, dtype: str | None) -> _Saved:
-    if dtype is None:
-        copy_weights(run.folder, folder)
-        return _Saved(None, [])
-    precision: torch.dtype = getattr(torch, dtype)
-    save_as(run.load(), precision, folder)
-    return _Saved(run.load(folder).to(precision), [])
-
-
-def _export_int8(run: FinishedRun, folder: Path, dtype: str | None) -> _Saved:
-    model = run.load()
-    total = model.num_parameters()
-    count = save_int8(model, run.reading.task.auto_class, folder)
-    note = f"int8: {count:,} of {total:,} weights ({100 * count / total:.1f} %), the rest float32"
-    return _Saved(load_int8(folder), [note])
-
-
-def _export_onnx(run: FinishedRun, folder: Path, dtype: str | None) -> _Saved:
-    model, examples = run.load(), _first_examples(run)
-    widest = sorted(examples, key=lambda e: (len(e.segment_lengths), len(e.input_ids)))[-2:]
-    inputs = run.reading.collator([])([*widest, *widest][:2])["inputs"]  # two rows at least
-    save_onnx(model, inputs, folder)
-    graph = GraphStudent(folder, model.config)
-    difference, largest = _compare_logits(run, examples, model, graph)
-    note = (
-        f"onnx: takes {', '.join(inputs)}; over {len(examples)} held-out examples logits of up to"
-        f" {largest:.3g} differ by at most {difference:.1e}"
-    )
-    return _Saved(graph, [note])
-
-
-def _first_examples(run: FinishedRun) -> list[Example]:
-    held_out = run.reading.select(run.config.evaluation.split)
-    return [held_out[index] for index in range(min(len(held_out), _COMPARED))]
-
-
-@torch.inference_mode()
-def _compare_logits(
-    run: FinishedRun, examples: list[Example], one: nn.Module, other: nn.Module
-) -> tuple[float, float]:
-    """The largest difference of two models' logits at the targets, and the largest logit."""
-    collator, task, size = run.reading.collator([]), run.reading.task, 16
-    difference = largest = 0.0
-    for start in range(0, len(examples), size):
-        batch = collator(examples[start : start + size])
-        inputs, index = batch["inputs"], batch["target_index"]
-        with without_cache(one):
-            expected, found = (task.logits(m(**inputs), inputs)[index] for m in (one, other))
-        difference = max(difference, float((expected - found).abs().max()))
-        largest = max(largest, float(expected.abs().max()))
-    return difference, largest
-
-
-FORMATS: Mapping[str, Callable[[FinishedRun, Path, str | None], _Saved]] = {
-    "transformers": _export_transformers,
-    "int8": _export_int8,
-    "onnx": _export_onnx,
-}

@@ -42,6 +42,7 @@ from pipeline.terms import attach_projections
 from pipeline.training import Outcome, train_model
 from stages.naming import name_teacher
 from stages.progress import TrainingProgress
+from stages.provenance import describe_provenance
 from stages.quiet import quiet_libraries
 
 
@@ -132,6 +133,9 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
             **reading.task.details(outcome.scores),
             "teacher": _describe_teacher(reading, config.evaluation),
             "training_rows": _count_rows(config, reading, train),
+            "provenance": describe_provenance(
+                reading, train, config.evaluation.split, config.student, config.inputs
+            ),
         },
     )
     if outcome.writes:

@@ -61,7 +61,7 @@ def test_a_transformers_folder_holds_what_is_deployed_and_nothing_else(language:
     found = export(language)
     assert found.folder == language / "exports" / "transformers"
     assert names_in(found.folder) == {
-        *("config.json", "generation_config.json", "model.safetensors"),
+        *("config.json", "generation_config.json", "model.safetensors", "README.md"),
         *("tokenizer.json", "tokenizer_config.json"),
     }
     for name in ("config.json", "model.safetensors"):
@@ -90,8 +90,9 @@ def test_an_int8_student_is_measured_as_it_was_saved(
 ) -> None:
     run = language if name == "language" else topics[name]
     found = export(run, "int8")
-    assert "int8.safetensors" in names_in(found.folder)
-    assert {Path(file).suffix for file in names_in(found.folder)} == {".safetensors", ".json"}
+    files = names_in(found.folder)
+    assert "int8.safetensors" in files
+    assert {Path(file).suffix for file in files} == {".safetensors", ".json", ".md"}  # no pickle
     assert found.bytes_after < 0.45 * found.bytes_before
     result = read_result(run)
     for before, after in zip(found.before, found.after, strict=True):

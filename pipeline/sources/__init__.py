@@ -178,7 +178,7 @@ def _hash_ids(ids: Iterator[str], seed: int) -> np.ndarray:
 def _describe(
     config: DataConfig, parts: tuple[Part, ...], keeps: np.ndarray | None
 ) -> dict[str, Any]:
-    chosen = config.model_dump(mode="json", exclude_defaults=True, exclude={"files"})
+    chosen = config.model_dump(mode="json", exclude_defaults=True, exclude={"files", "licence"})
     counts: dict[str, int] = {part.split: len(part) for part in parts}
     described = {"source": config.source, **chosen, "counts": counts}
     return described if keeps is None else {**described, "labelled_rows": int(keeps.sum())}

@@ -46,6 +46,7 @@ class DataConfig(StrictModel):
         max_examples: the first rows in source order, for every split or by split.
         labelled: which train rows keep their label; all where it is left out.
         label_names: the classes in order; found in the data where they are left out.
+        licence: what the model card says of the data, for instance cc-by-sa-4.0.
     """
 
     source: str
@@ -60,6 +61,7 @@ class DataConfig(StrictModel):
     max_examples: Count | dict[Split, Count] | None = None
     labelled: Labelled | None = None
     label_names: list[str] | None = None
+    licence: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

@@ -27,6 +27,7 @@ class TeacherConfig(StrictModel):
         attn_implementation: as transformers names them (sdpa, eager, flash_attention_2, ...).
         device_map: as transformers names them, for a teacher larger than one GPU.
         trust_remote_code: run code that comes with the model.
+        licence: what the model card says of the teacher, for instance apache-2.0.
     """
 
     model: str
@@ -36,6 +37,7 @@ class TeacherConfig(StrictModel):
     attn_implementation: str | None = None
     device_map: str | dict[str, int | str] | None = None
     trust_remote_code: bool = False
+    licence: str | None = None
 
 
 def load_tokenizer(config: TeacherConfig) -> Any:
