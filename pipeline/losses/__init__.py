@@ -20,6 +20,7 @@ from pipeline.losses.hidden import HiddenCosine, HiddenMSE
 from pipeline.losses.kept import LogitMSE, Ranking
 from pipeline.losses.labels import CrossEntropy, PseudoLabel
 from pipeline.losses.relations import CKA, Gram, RKDAngle, RKDDistance
+from pipeline.losses.uld import ULD
 
 LOSSES: dict[str, type[Loss]] = {
     "forward_kl": ForwardKL,
@@ -31,6 +32,7 @@ LOSSES: dict[str, type[Loss]] = {
     "ranking": Ranking,
     "cross_entropy": CrossEntropy,
     "pseudo_label": PseudoLabel,
+    "uld": ULD,
     "hidden_mse": HiddenMSE,
     "hidden_cosine": HiddenCosine,
     "rkd_distance": RKDDistance,
