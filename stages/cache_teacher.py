@@ -7,6 +7,7 @@ can be wrong with the teacher before the first batch. An interrupted stage conti
 that are missing; a finished one is compared with what is asked for and left as it is.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.identity import digest_tokenizer
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
+from pipeline.tasks.generation import Writer
 from pipeline.teacher import (
     CaptureSpec,
     Spool,
@@ -43,6 +45,7 @@ from pipeline.teacher import (
 from stages.hidden import HiddenConfig, make_signals, require_rows
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
+from stages.writing import forget_targets, write_targets
 
 _SHARD_BYTES = 1 << 29  # answers of a shard in memory, before they are encoded
 # How a capture runs, not what it keeps: free to change from session to session.
@@ -123,11 +126,18 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
             f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
         )
         return output
+    asked: Iterable[Mapping[str, Any]] = rows
+    teacher = None
+    if isinstance(task, Writer) and task.targets == "generated":
+        teacher = _load_teacher(config, task, tokenizer)
+        key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
+        key |= {"files": describe_files(config.teacher), **_tokenizer_identity(tokenizer)}
+        asked = write_targets(output, task, rows, tokenizer, teacher.model, key, console)
     spool = Spool.write(
-        output / "examples.arrow", task.examples(rows, tokenizer, config.data.carry)
+        output / "examples.arrow", task.examples(asked, tokenizer, config.data.carry)
     )
     try:
-        teacher = _load_teacher(config, task, tokenizer)
+        teacher = teacher or _load_teacher(config, task, tokenizer)
         _check_fit(teacher, task, tokenizer, spool)
         spec = _capture_spec(config, teacher)
         draft = _make_draft(config, task, rows, tokenizer, teacher, spec, spool)
@@ -151,6 +161,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
                 progress=bar.advance,
             ).run()
         manifest = writer.finish()
+        forget_targets(output)
     finally:
         spool.close()
     console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)

@@ -21,6 +21,34 @@ from pipeline.teacher import Spool
 _LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
+class WritingProgress:
+    """Rows that a teacher has written texts for, percent and time left."""
+
+    def __init__(self, console: Console, rows: int) -> None:
+        self._bar = Progress(
+            TextColumn("generating"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=rows)
+
+    def __enter__(self) -> "WritingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, done: int) -> None:
+        """Show how many rows are done."""
+        self._bar.update(self._task, completed=done)
+
+
 class CaptureProgress:
     """Tokens/s, percent, time left, bytes written and bytes per token."""
 

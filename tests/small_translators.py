@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from small_teachers import make_tokenizer, save_teacher, write_rows
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     MBartConfig,
     MBartForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -37,6 +39,15 @@ _BART = {
     "decoder_start_token_id": EOS,
     "forced_eos_token_id": None,
 }
+
+
+def make_word_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """A token for each word, so that what a model of random weights writes is read as it was."""
+    words = ["<s>", "</s>", *NUMBERS, *ZAHLEN, "user", "assistant"]
+    backend = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, "<s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{**marks, **options})
 
 
 def make_t5(**changes: Any) -> PreTrainedModel:
@@ -105,10 +116,15 @@ def make_pair_data(root: Path, train: int = 22, test: int = 8) -> dict[str, Any]
     }
 
 
-def make_translation_config(root: Path, model: PreTrainedModel, **changes: Any) -> CacheConfig:
+def make_translation_config(
+    root: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **changes: Any,
+) -> CacheConfig:
     """A cache of a model in root/teacher with every class kept, exactly."""
     if not (root / "teacher").exists():
-        save_teacher(root / "teacher", model, make_tokenizer())
+        save_teacher(root / "teacher", model, tokenizer or make_tokenizer())
     settings: dict[str, Any] = {
         "output": str(root / "cache"),
         "task": {"name": "seq2seq"},

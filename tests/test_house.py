@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"sampling"},
     {
         *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
-        *("loader", "lockstep", "optimizing", "outputs", "reading", "resuming"),
+        *("generating", "loader", "lockstep", "optimizing", "outputs", "reading", "resuming"),
         *("teachers", "terms", "trainer", "training"),
     },
 ]

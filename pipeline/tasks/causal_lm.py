@@ -10,7 +10,6 @@ several documents share a block and are kept apart by position ids that restart:
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,9 +21,9 @@ from pipeline.examples import Column, Example
 from pipeline.metrics import Metric, expected_calibration_error
 from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Batch, Scores, Task
-
-_ROWS_AT_ONCE = 64  # fast tokenizers are several times faster on lists
+from pipeline.tasks.base import Batch, Scores
+from pipeline.tasks.generation import Writer
+from pipeline.tasks.prompting import answer_row, prompt_ids, tokenize_rows
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,12 @@ class _Piece:
     columns: Mapping[str, Column]
 
 
-class CausalLM(Task):
+class CausalLM(Writer):
     """Next-token prediction on text, prompt and completion, or chat.
 
     Attributes:
+        targets, generation: whether completions are the data's, or what the teacher writes after
+            each prompt, or after the user's last message.
         block_size: tokens of an example at most.
         packing: fill blocks with several documents, isolated from one another.
         overlong: a document longer than block_size is split into several pieces (nothing is lost),
@@ -69,12 +70,18 @@ class CausalLM(Task):
         """See `Task.examples`; rows bring `text`, `prompt` and `completion`, or `messages`."""
         pieces = (
             piece
-            for row, ids, learned in _tokenized(rows, tokenizer)
+            for row, ids, learned in tokenize_rows(map(answer_row, rows), tokenizer)
             for piece in self._pieces(row, ids, learned, carry)
         )
         groups = self._packed(pieces) if self.packing else ([piece] for piece in pieces)
         for group in groups:
             yield _example(group)
+
+    def prompts(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """See `Writer.prompts`; rows bring `prompt` or `messages`."""
+        return [prompt_ids(row, tokenizer) for row in rows], None
 
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
@@ -188,80 +195,4 @@ def _example(group: Sequence[_Piece]) -> Example:
         target_positions=target_positions,
         label_ids=ids[target_positions + 1],
         columns=group[0].columns,
-    )
-
-
-def _tokenized(
-    rows: Iterable[Mapping[str, Any]], tokenizer: Any
-) -> Iterator[tuple[Mapping[str, Any], np.ndarray, np.ndarray]]:
-    """Rows with their token ids and a mask of the learned ones."""
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
-        if all(row.get("text") is not None for row in chunk):
-            encoded = tokenizer([row["text"] for row in chunk], return_attention_mask=False)
-            for row, ids in zip(chunk, encoded["input_ids"], strict=True):
-                whole = _framed(ids, tokenizer)
-                yield row, whole, np.ones(len(whole), dtype=bool)
-        else:
-            for row in chunk:
-                yield row, *_prompted(row, tokenizer)
-
-
-def _framed(ids: Sequence[int], tokenizer: Any) -> np.ndarray:
-    ids = list(ids)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    if eos is not None and (ids[-1:] != [eos] or len(ids) == 1):
-        ids = [*ids, eos]
-    return np.array(ids, dtype=np.int32)
-
-
-def _prompted(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    if row.get("messages") is not None:
-        return _chat(row, tokenizer)
-    if row.get("prompt") is None or row.get("completion") is None:
-        raise DataError(
-            f"example {row['id']}: has neither text, nor prompt and completion, nor messages;"
-            " map the data's columns to these under data.columns"
-        )
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is not None and prompt[-1:] == [tokenizer.eos_token_id]:
-        prompt = prompt[:-1]  # the prompt is continued, not ended
-    ids = _framed([*prompt, *completion], tokenizer)
-    learned = np.zeros(len(ids), dtype=bool)
-    ended = tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
-    learned[len(ids) - len(completion) - int(ended) :] = True
-    return ids, learned
-
-
-def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Apply the chat template; the assistant's turns are learned, everything else is prompt."""
-    messages = row["messages"]
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"example {row['id']}: is a chat, but the tokenizer has no chat template;"
-            " use a chat model's tokenizer or map data.columns to text"
-        )
-    ids = _templated(messages, tokenizer)
-    learned = np.zeros(len(ids), dtype=bool)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _templated(messages[:turn], tokenizer, add_generation_prompt=True)
-        after = _templated(messages[: turn + 1], tokenizer)
-        if ids[: len(after)] != after or after[: len(before)] != before:
-            raise DataError(
-                f"example {row['id']}: the chat template does not keep earlier turns unchanged, so"
-                f" the tokens of turn {turn} cannot be told apart; split the chat into one row per"
-                " answer"
-            )
-        learned[len(before) : len(after)] = True
-    return np.array(ids, dtype=np.int32), learned
-
-
-def _templated(messages: Sequence[Any], tokenizer: Any, **options: Any) -> list[int]:
-    return list(
-        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
     )

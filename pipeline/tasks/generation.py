@@ -1,10 +1,12 @@
 """Texts that a model writes by itself: beams, greedy or drawn, by transformers' own names.
 
 Decoding + token ids of prompts -> generate_texts -> [[text, ...] of each prompt]
+Writer -- prompts, write --> a teacher's texts, which its `examples` learn as targets
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from pydantic import Field, model_validator
 from transformers import GenerationConfig
 
 from pipeline.config import StrictModel
-from pipeline.tasks.base import pad_rows
+from pipeline.tasks.base import Task, pad_rows
 from pipeline.text_metrics import TextMetric
 
 
@@ -54,7 +56,7 @@ class Generation(Decoding):
     """
 
     num_return_sequences: int = Field(default=1, ge=1)
-    splits: list[str] = ["train"]
+    splits: list[Literal["train", "validation", "test"]] = Field(default=["train"], min_length=1)
     batch_size: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")
@@ -79,6 +81,32 @@ class Evaluate(Decoding):
     bleu_tokenizer: str = "13a"
 
 
+class Writer(Task):
+    """A task whose targets its teacher may write; rows then bring `generated` too.
+
+    Attributes:
+        targets: references, those of the data, or generated, the teacher's own.
+        generation: how they are generated.
+    """
+
+    targets: Literal["references", "generated"] = "references"
+    generation: Generation = Generation()
+
+    @abstractmethod
+    def prompts(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """Token ids that texts go on from and those that an encoder reads; see `generate_texts`."""
+
+    def write(
+        self, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], seed: int
+    ) -> list[list[str]]:
+        """A model's own texts for some rows, `num_return_sequences` of each."""
+        prompts, sources = self.prompts(rows, tokenizer)
+        count = self.generation.num_return_sequences
+        return generate_texts(model, tokenizer, prompts, self.generation, sources, count, seed)
+
+
 @torch.inference_mode()
 def generate_texts(
     model: Any,
@@ -90,6 +118,8 @@ def generate_texts(
     seed: int = 0,
 ) -> list[list[str]]:
     """What a model writes after each prompt, without the prompt and special tokens.
+
+    What goes on from a text keeps its white space; a text of its own has none around it.
 
     Args:
         model: in evaluation mode.
@@ -125,8 +155,9 @@ def generate_texts(
         )
     begins = inputs["input_ids" if sources is None else "decoder_input_ids"].shape[1]
     texts = tokenizer.batch_decode(written[:, begins:].cpu(), skip_special_tokens=True)
-    stripped = [text.strip() for text in texts]
-    return [stripped[start : start + count] for start in range(0, len(stripped), count)]
+    if sources is not None:
+        texts = [text.strip() for text in texts]
+    return [texts[start : start + count] for start in range(0, len(texts), count)]
 
 
 def _fill_left(rows: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,7 +172,8 @@ def _fits_cache(config: Any) -> bool:
     return deeper <= int(config.get_text_config().num_hidden_layers)
 
 
-def _ends(model: Any, tokenizer: Any) -> Any:
-    """The tokens that end a text: the model's own, which may be several, or the tokenizer's."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    return own if own is not None else tokenizer.eos_token_id
+def _ends(model: Any, tokenizer: Any) -> list[int] | None:
+    """The tokens that end a text: the tokenizer's mark, and those of the model, maybe of a chat."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return sorted(ends) or None

@@ -19,20 +19,23 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
-from pipeline.tasks.base import Batch, Observation, Scores, Task, flat_index, pad_rows
+from pipeline.tasks.base import Batch, Observation, Scores, flat_index, pad_rows
 from pipeline.tasks.bilingual import encode_texts, read_texts, speaking
 from pipeline.tasks.causal_lm import count_ids, language_metrics
-from pipeline.tasks.generation import Evaluate, generate_texts
+from pipeline.tasks.generation import Evaluate, Writer, generate_texts
 from pipeline.text_metrics import describe_metrics, measure_texts, require_packages
 
 _ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 _NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
 
 
-class Seq2Seq(Task):
+class Seq2Seq(Writer):
     """Target tokens given a source; rows bring `source` and `target`.
 
+    A target may be a list of texts: the first is learned, all are references.
+
     Attributes:
+        targets, generation: whether references are learned or what the teacher writes itself.
         max_source_length, max_target_length: tokens read and learned at most, special ones
             included; what is longer is cut on the right. What the tokenizer's model reads where
             left out.
@@ -105,6 +108,13 @@ class Seq2Seq(Task):
                 for row, source, target in zip(same, sources, targets, strict=True):
                     yield self._example(row, source, target, carry)
 
+    def prompts(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """See `Writer.prompts`."""
+        unwritten = [{**row, "generated": ""} for row in rows]
+        return _prompts(list(self.examples(unwritten, tokenizer, [])), tokenizer)
+
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
     ) -> Batch:
@@ -141,16 +151,8 @@ class Seq2Seq(Task):
         """See `Task.observe`: what the model writes for each source, where `evaluate` asks."""
         if self.evaluate is None or seen.tokenizer is None:
             return {}
-        both = [streams(example) for example in seen.examples]
-        special = {*seen.tokenizer.all_special_ids} - {seen.tokenizer.eos_token_id}
-        texts = generate_texts(
-            seen.model,
-            seen.tokenizer,
-            # A language or BEGIN token after the start is given, not chosen.
-            [spoken[: 2 if int(spoken[1]) in special else 1] for _, spoken in both],
-            self.evaluate,
-            sources=[source for source, _ in both],
-        )
+        prompts, sources = _prompts(seen.examples, seen.tokenizer)
+        texts = generate_texts(seen.model, seen.tokenizer, prompts, self.evaluate, sources)
         firsts = np.cumsum([0, *(len(e.target_positions) for e in seen.examples)])
         written = np.full(firsts[-1], None, dtype=object)
         written[firsts[:-1]] = [found[0] for found in texts]
@@ -197,7 +199,7 @@ class Seq2Seq(Task):
         )
         with speaking(tokenizer, *languages):
             sources = encode_texts(read_texts(rows, "source"), tokenizer, limits[0])
-            targets = encode_texts(read_texts(rows, "target"), tokenizer, limits[1], target=True)
+            targets = encode_texts(_learned(rows), tokenizer, limits[1], target=True)
         return sources, targets
 
     def _limit(self, chosen: int | None, tokenizer: Any, spare: int = 0) -> int | None:
@@ -215,7 +217,7 @@ class Seq2Seq(Task):
                 f"example {row['id']}: its {empty} gives no token; leave it out of the data"
             )
         start = int(target[-1]) if self.decoder_start == "last" else int(self.decoder_start)
-        kept = dict.fromkeys(("split", "target", *carry))
+        kept = dict.fromkeys(("split", "target", "generated", *carry))
         return Example(
             example_id=str(row["id"]),
             input_ids=np.concatenate([source, [start], target]).astype(np.int32),
@@ -232,13 +234,33 @@ def streams(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return example.input_ids[:length], example.input_ids[length:]
 
 
+def _learned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the decoder learns to say: the teacher's text where there is one, else the reference."""
+    said = []
+    for row in rows:
+        text = row["generated"] if row.get("generated") is not None else row.get("target")
+        first = text[0] if isinstance(text, list) and text else text
+        said.append({"id": row["id"], "target": first})
+    return read_texts(said, "target")
+
+
+def _prompts(
+    examples: Sequence[Example], tokenizer: Any
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The decoder's first tokens and the sources: a language or BOS after the start is given, not
+    chosen."""
+    given = {*tokenizer.all_special_ids} - {tokenizer.eos_token_id}
+    both = [streams(example) for example in examples]
+    prompts = [spoken[: 2 if int(spoken[1]) in given else 1] for _, spoken in both]
+    return prompts, [source for source, _ in both]
+
+
 def _written(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """What the model wrote and the references, for sources that have both."""
-    columns = [scores.columns[c] for c in sorted(scores.columns) if c.split("#")[0] == "target"]
     hypotheses, references = [], []
-    for row, text in enumerate(scores.observed.get("hypothesis", ())):
-        known = [column[row] for column in columns if column[row] is not None]
+    targets = scores.columns.get("target", ())
+    for text, known in zip(scores.observed.get("hypothesis", ()), targets, strict=False):
         if text is not None and known:
             hypotheses.append(text)
-            references.append(known)
+            references.append([known] if isinstance(known, str) else list(known))
     return hypotheses, references

@@ -1,0 +1,41 @@
+"""Targets that the teacher writes itself, before it is asked about them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.generating import generated_rows, write_texts
+from pipeline.identity import digest_json
+from pipeline.sources import Rows
+from pipeline.tasks.generation import Writer
+from stages.progress import WritingProgress
+
+_FILE = "generated.jsonl"  # until the cache holds the texts
+
+
+def write_targets(
+    cache: Path,
+    task: Writer,
+    rows: Rows,
+    tokenizer: Any,
+    model: Any,
+    key: Mapping[str, Any],
+    console: Console,
+) -> Iterator[Mapping[str, Any]]:
+    """The rows with the teacher's own texts, which wait in a file of the cache's folder.
+
+    Args:
+        key: what else decides them, beside task and rows: teacher, tokenizer and seed.
+    """
+    decided = {**key, "task": task.model_dump(mode="json"), "data": rows.digest}
+    file, seed = cache / _FILE, int(key["seed"])
+    with WritingProgress(console, len(rows)) as bar:
+        write_texts(rows, task, model, tokenizer, file, digest_json(decided), seed, bar.advance)
+    return generated_rows(rows, task, file)
+
+
+def forget_targets(cache: Path) -> None:
+    """Remove the file: the cache stands, and its examples hold the texts."""
+    (cache / _FILE).unlink(missing_ok=True)
