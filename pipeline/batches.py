@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.accounts import Marks
 from pipeline.cache.index import RowRuns
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
@@ -173,6 +174,7 @@ class Collator:
             are [M, heads, D / heads].
         positions: whose hidden states are cached.
         company: further teachers, which add `teachers` and `shares` to a batch; see `teachers`.
+        marks: weights of the examples, and slices that are logged; see `Marks.mark`.
         decode_late: leave `targets` in codes, a third of the bytes, to be decoded by their `to` on
             the device that they are moved to. A DataLoader's worker decodes all the same.
     """
@@ -183,6 +185,7 @@ class Collator:
     heads: Mapping[str, int] = field(default_factory=dict)
     positions: Positions = "all"
     company: "FurtherKnowledge | None" = None
+    marks: Marks | None = None
     decode_late: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -216,7 +219,10 @@ class Collator:
             joined["targets"] = join_targets(cached, late)
             if self.company is not None:
                 joined |= self.company.ask(examples, joined["targets"])
-        return joined
+        if self.marks is None:
+            return joined
+        features = self.task.count_features(examples, self.positions)
+        return self.marks.mark(joined, examples, features)
 
     def read_features(self, examples: Sequence[Example]) -> dict[str, Any]:
         """`hidden` and what belongs to it; nothing of examples without a teacher."""

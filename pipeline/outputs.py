@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.attention import PARTS, watch_attention
 from pipeline.errors import ConfigError, ModelError
-from pipeline.losses.base import Loss, StudentOutputs
+from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.tasks.base import Task
 
 
@@ -72,3 +72,19 @@ def unwrap(model: nn.Module) -> Any:
     while hasattr(inner, "module"):
         inner = inner.module
     return inner
+
+
+def read_knowledge(batch: Mapping[str, Any]) -> Knowledge:
+    """What the losses are told of a batch."""
+    others = {
+        name: read_knowledge({"label_ids": batch["label_ids"], **said})
+        for name, said in batch.get("teachers", {}).items()
+    }
+    return Knowledge(
+        batch.get("targets"),
+        batch["label_ids"],
+        batch.get("hidden", {}),
+        batch.get("documents"),
+        batch.get("shares", {}),
+        others,
+    )

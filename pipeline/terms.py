@@ -16,13 +16,14 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from pipeline.accounts import Ledger
 from pipeline.batches import COUNTED
 from pipeline.errors import ModelError, NumericalError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, Loss, StudentOutputs
-from pipeline.losses.classes import ClassLoss
+from pipeline.losses.classes import Asking, ClassLoss
 from pipeline.losses.fused import FusedHead
-from pipeline.outputs import run_student, unwrap
+from pipeline.outputs import read_knowledge, run_student, unwrap
 from pipeline.tasks.base import Task
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
@@ -92,6 +93,7 @@ def weigh_terms(
     factors: Sequence[Tensor],
     fused: FusedHead | None,
     task: Task,
+    ledger: Ledger | None = None,
 ) -> tuple[Tensor, Tensor, Any]:
     """Run the student and sum its losses.
 
@@ -99,6 +101,7 @@ def weigh_terms(
         task: knows where in the student's outputs its logits and hidden states are.
         factors: of each loss in the total: its weight over what it is normalised by.
         fused: of `fuse_head`.
+        ledger: takes every value.
 
     Returns:
         The weighted total, each loss's own sum over its valid units ([L], without gradient), and
@@ -107,13 +110,16 @@ def weigh_terms(
     classes = [index for index, loss in enumerate(losses) if isinstance(loss, ClassLoss)]
     if fused is None or not classes or any(loss.needs_all_logits for loss in losses):
         outputs, student = run_student(model, batch, losses, task)
-        sums = torch.stack(sum_terms(losses, student, batch, projections_of(model)))
+        sums = torch.stack(sum_terms(losses, student, batch, projections_of(model), ledger))
         total = (sums * torch.stack([f.to(sums) for f in factors])).sum()
         if not classes and student.logits.requires_grad:
             total = total + 0.0 * student.logits.sum()  # DDP waits for every weight's gradient
         return total, sums.detach(), outputs
-    knowledge = _knowledge(batch)
-    terms = [loss for loss in losses if isinstance(loss, ClassLoss)]
+    knowledge = read_knowledge(batch)
+    terms: list[Asking] = [loss for loss in losses if isinstance(loss, ClassLoss)]
+    if ledger is not None:
+        index = batch["target_index"]
+        terms = [ledger.wrap(i, loss, index) for i, loss in zip(classes, terms, strict=True)]
     with _sum_in_head(
         model, batch["target_index"], fused, terms, knowledge, [factors[index] for index in classes]
     ) as answers:
@@ -125,7 +131,7 @@ def weigh_terms(
     projections = projections_of(model)
     for index, loss in enumerate(losses):
         if index not in classes:
-            value = _sum(loss, student, knowledge, projections[str(index)])
+            value = _sum(index, loss, student, knowledge, projections, ledger)
             sums[index] = value.detach()
             total = total + value * factors[index].to(value)
     return total, sums, outputs
@@ -151,7 +157,7 @@ def _sum_in_head(
     model: nn.Module,
     target_index: Tensor,
     fused: FusedHead,
-    losses: Sequence[ClassLoss],
+    losses: Sequence[Asking],
     knowledge: Knowledge,
     factors: Sequence[Tensor],
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -187,7 +193,7 @@ def _sum_in_head(
 def count_units(losses: Sequence[Loss], batch: Mapping[str, Any]) -> Tensor:
     """What each loss's sum over this batch counts towards the mean: its valid units or, where they
     count differently, their weights, [L] float32."""
-    knowledge = _knowledge(batch)
+    knowledge = read_knowledge(batch)
     found = []
     for loss in losses:
         weights = loss.weights(knowledge.of(loss.teacher))
@@ -201,36 +207,35 @@ def sum_terms(
     student: StudentOutputs,
     batch: Mapping[str, Any],
     projections: nn.ModuleDict,
+    ledger: Ledger | None = None,
 ) -> list[Tensor]:
     """The sum of each loss over its valid units of this batch."""
-    knowledge = _knowledge(batch)
+    knowledge = read_knowledge(batch)
     return [
-        _sum(loss, student, knowledge, projections[str(index)]) for index, loss in enumerate(losses)
+        _sum(index, loss, student, knowledge, projections, ledger)
+        for index, loss in enumerate(losses)
     ]
 
 
-def _sum(loss: Loss, student: StudentOutputs, knowledge: Knowledge, own: nn.Module) -> Tensor:
+def _sum(
+    index: int,
+    loss: Loss,
+    student: StudentOutputs,
+    knowledge: Knowledge,
+    projections: nn.ModuleDict,
+    ledger: Ledger | None,
+) -> Tensor:
+    own = projections[str(index)]
     assert isinstance(own, nn.ModuleDict)
     if isinstance(loss, ClassLoss):  # its question looks for its teacher and the shares itself
-        return loss.per_position(student, knowledge, own).sum()
-    said = knowledge.of(loss.teacher)
-    values = loss.per_position(student, said, own)
-    return (values * said.shares[loss.unit]).sum() if said.shares else values.sum()
-
-
-def _knowledge(batch: Mapping[str, Any]) -> Knowledge:
-    others = {
-        name: _knowledge({"label_ids": batch["label_ids"], **said})
-        for name, said in batch.get("teachers", {}).items()
-    }
-    return Knowledge(
-        batch.get("targets"),
-        batch["label_ids"],
-        batch.get("hidden", {}),
-        batch.get("documents"),
-        batch.get("shares", {}),
-        others,
-    )
+        values = loss.per_position(student, knowledge, own)
+    else:
+        said = knowledge.of(loss.teacher)
+        values = loss.per_position(student, said, own)
+        values = values * said.shares[loss.unit] if said.shares else values
+    if ledger is not None:
+        ledger.enter(index, values)
+    return values.sum()
 
 
 def _find_head(model: nn.Module, num_classes: int | None) -> OutputHead | None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 
+from pipeline.accounts import Ledger, SliceMeans
 from pipeline.arguments import watch
 from pipeline.batches import COUNTED, Collator, Selection
 from pipeline.curve import Curve
@@ -27,6 +28,7 @@ from pipeline.losses.base import Loss
 from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates, group_settings
+from pipeline.outputs import read_knowledge
 from pipeline.terms import (
     attach_projections,
     check_finite,
@@ -87,6 +89,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._began = time.perf_counter() - seconds_before
         self._term_sums = torch.zeros(len(self.losses))
         self._steps_summed = 0
+        marks = collator.marks
+        self._slices = SliceMeans(self.term_names, marks) if marks and marks.slices else None
         self._fused: tuple[FusedHead | None] | None = None
         args.remove_unused_columns = False  # the targets are no argument of forward()
         super().__init__(
@@ -197,9 +201,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         factors = [
             loss.weight_at(progress) * share for loss, share in zip(losses, shares, strict=True)
         ]
+        ledger = None if self._slices is None else Ledger(len(self.losses))
         total, sums, outputs = weigh_terms(
-            model, inputs, losses, factors, self._fused_head(model, inputs), self.task
+            model, inputs, losses, factors, self._fused_head(model, inputs), self.task, ledger
         )
+        if self._slices is not None and ledger is not None:
+            self._slices.add(losses, inputs, ledger, read_knowledge(inputs))
         check_finite(total, sums, self.losses, self.state.global_step)
         scales = torch.tensor([loss.gradient_scale for loss in losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
@@ -264,13 +271,20 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
         """Means over the steps since the last log; each rank has the sums of its own share."""
-        sums = self._term_sums
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        sums = self._sum_over_ranks(self._term_sums)
         steps, self._steps_summed = max(self._steps_summed, 1), 0
         self._term_sums = torch.zeros_like(sums)
         named = zip(self.term_names, sums.tolist(), strict=True)
-        return {f"term/{name}": value / steps for name, value in named}
+        found = {f"term/{name}": value / steps for name, value in named}
+        if self._slices is not None:
+            found |= self._slices.name(self._sum_over_ranks(self._slices.take()))
+        return found
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return sums
+        found: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        return found
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: a batch is more than the inputs of one model."""

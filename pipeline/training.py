@@ -98,7 +98,8 @@ def train_model(
     curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
     curve, columns = _curve_examples(curve, evaluation), evaluation.curve_columns
     _require_columns(curve, columns, "curve_slices")
-    plain = dataclasses.replace(collator, signals={}, company=None)  # one teacher measures
+    # One teacher measures, every example alike.
+    plain = dataclasses.replace(collator, signals={}, company=None, marks=None)
     shared: dict[str, Any] = {
         "rank": args.process_index,
         "world_size": args.world_size,

@@ -13,6 +13,7 @@ import torch
 import transformers
 from pydantic import Field
 
+from pipeline.accounts import ExampleWeights, Marks
 from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.cache import TeacherCache
@@ -57,6 +58,8 @@ class StudentConfig(StrictModel):
         losses: the weighted terms; labels alone are `cross_entropy`.
         further_teachers: other caches of the same example ids.
         sampling: how often an epoch shows the examples of each language; each once where left out.
+        example_weights: how much the examples of each language count; alike where left out.
+        log_slices: columns for each of whose values the curve has every term of the loss.
         max_examples: learn from the first so many examples of the split `train` only.
         freeze: what stays as it is: name patterns of parameters, or a `Freezing`.
         training: transformers.TrainingArguments, by their own names.
@@ -72,6 +75,8 @@ class StudentConfig(StrictModel):
     losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
     further_teachers: FurtherTeachers | None = None
     sampling: Sampling | None = None
+    example_weights: ExampleWeights | None = None
+    log_slices: list[str] = []
     max_examples: int | None = Field(default=None, ge=1)
     freeze: Freeze = Freezing()
     training: dict[str, Any] = {}
@@ -103,6 +108,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     parameters = model.num_parameters()
     attach_projections(model, losses, widths)
     train = _choose_examples(config, reading)
+    collator = replace(collator, marks=_mark_examples(config, reading, train))
     curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
         model,
@@ -190,6 +196,20 @@ def _choose_examples(config: StudentConfig, reading: Reading) -> Selection:
     if config.sampling is not None:
         train.deal = config.sampling.deal(reading.group(train, config.sampling.by))
     return train
+
+
+def _mark_examples(config: StudentConfig, reading: Reading, train: Selection) -> Marks | None:
+    """What training batches tell of their examples, None where nobody asks."""
+    weights = config.example_weights
+    if weights is None and not config.log_slices:
+        return None
+    if weights is not None:
+        weights.check(list(reading.group(train, weights.by)))
+    slices = {
+        column: [name for name, rows in reading.group(train, column).items() if len(rows)]
+        for column in config.log_slices
+    }
+    return Marks(weights, slices)
 
 
 def _count_rows(

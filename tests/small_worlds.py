@@ -11,6 +11,7 @@ from loss_cases import CONFIGS
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
+from pipeline.accounts import Marks
 from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
@@ -119,6 +120,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     learning_rates: LearningRates | None = None,
     seat: Seat | None = None,
+    marks: Marks | None = None,
     gradual: Gradual | None = None,
     **training: Any,
 ) -> DistillationTrainer:
@@ -140,7 +142,7 @@ def make_trainer(
         model,
         losses,
         Selection(examples),
-        Collator(TASK, 0, SIGNALS, HEADS),
+        Collator(TASK, 0, SIGNALS, HEADS, marks=marks),
         training_arguments(settings, EvaluationConfig(), folder),
         curve=Curve(folder / "metrics.jsonl"),
         learning_rates=learning_rates,

@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"identity", "positions"},
     {"sources", "heads", "attention", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
-    {"sampling"},
+    {"sampling", "accounts"},
     {
         *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
         *("generating", "loader", "lockstep", "optimizing", "outputs", "reading", "resuming"),

@@ -124,6 +124,8 @@ def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path:
         ],
         "evaluation": {"every": 2},
         "max_examples": 13,
+        "example_weights": {"by": "split", "weights": {"train": 2.0}},
+        "log_slices": ["split"],
         "freeze": {"gradual": {"until": 0.6}},
     }
     training = {"num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1}

@@ -44,6 +44,7 @@ class Knowledge:
         shares: a factor on each value of a loss by its unit, [n]; nothing for 1. What a term is
             divided by does not change with them.
         others: the same of further teachers, by name.
+        rows: which of the micro-batch's N positions these are.
     """
 
     targets: Targets | None
@@ -52,6 +53,7 @@ class Knowledge:
     documents: Tensor | None = None
     shares: Mapping[Unit, Tensor] = field(default_factory=dict)
     others: Mapping[str, "Knowledge"] = field(default_factory=dict)
+    rows: slice = field(default_factory=lambda: slice(None))
 
     def of(self, teacher: str | None) -> "Knowledge":
         """That of a further teacher, or this one."""

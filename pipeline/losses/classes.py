@@ -11,7 +11,7 @@ the same questions without the logits.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,13 @@ class Question:
         if self.mean:
             mean = logits[:, : self.num_classes].mean(dim=1, dtype=scores.dtype) / self.temperature
         return self.answer(Picked(scores, others, mean))
+
+
+class Asking(Protocol):
+    """What a fused head answers."""
+
+    def question(self, knowledge: Knowledge, width: int) -> Question:
+        """What is asked of logits [N, width] at the N positions of the knowledge."""
 
 
 class ClassLoss(LogitLoss):

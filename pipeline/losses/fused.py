@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, StudentOutputs
-from pipeline.losses.classes import ClassLoss
+from pipeline.losses.classes import Asking
 from pipeline.losses.softmax import SharedSoftmax
 
 _CPU_CHUNK = 1 << 22  # elements of a chunk, 16 MB of float32, where that is many positions
@@ -41,7 +41,7 @@ class FusedHead:
 
     def sum_terms(
         self,
-        losses: Sequence[ClassLoss],
+        losses: Sequence[Asking],
         hidden: Tensor,
         knowledge: Knowledge,
         factors: Sequence[Tensor],
@@ -85,7 +85,7 @@ class _SumTerms(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         fused: FusedHead,
-        losses: tuple[ClassLoss, ...],
+        losses: tuple[Asking, ...],
         knowledge: Knowledge,
         factors: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ class _Work:
     def __init__(
         self,
         fused: FusedHead,
-        losses: tuple[ClassLoss, ...],
+        losses: tuple[Asking, ...],
         factors: tuple[Tensor, ...],
         hidden: Tensor,
         weight: Tensor,
@@ -262,4 +262,5 @@ def _slice(knowledge: Knowledge, rows: slice) -> Knowledge:
         hidden={},
         shares={unit: share[rows] for unit, share in knowledge.shares.items()},
         others={name: _slice(other, rows) for name, other in knowledge.others.items()},
+        rows=rows,
     )
