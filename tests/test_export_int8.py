@@ -7,8 +7,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_teachers import make_bert, make_llama
+from small_translators import make_t5
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, T5Config, T5Model
+from transformers import (
+    BartConfig,
+    BartModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from pipeline.errors import ModelError
 from pipeline.export import load_int8, quantize, save_int8
@@ -123,6 +132,34 @@ def test_one_embedding_under_several_names_is_replaced_everywhere() -> None:
     assert model.decoder.embed_tokens.weight is model.shared.weight
     ids = torch.tensor([[4, 7]])
     assert model(input_ids=ids, decoder_input_ids=ids).last_hidden_state.isfinite().all()
+
+
+def test_scaled_embeddings_are_scaled_and_shifted_positions_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    sizes |= {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    sizes |= {f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")}
+    config = BartConfig(vocab_size=300, scale_embedding=True, max_position_embeddings=16, **sizes)
+    model = BartModel(config).eval()
+    given = {"input_ids": IDS, "decoder_input_ids": IDS[:, :4]}
+    before = model(**given).last_hidden_state
+    quantize(model)
+    assert model.shared.weight.dtype == torch.int8 and model.shared.factor == pytest.approx(4.0)
+    assert model.encoder.embed_positions.weight.dtype == torch.float32
+    after = model(**given).last_hidden_state
+    assert torch.cosine_similarity(before.flatten(), after.flatten(), dim=0) > 0.999
+
+
+def test_a_student_in_int8_writes_as_its_generation_config_says(tmp_path: Path) -> None:
+    model = make_t5()
+    model.generation_config.max_new_tokens = 6
+    model.generation_config.decoder_start_token_id = 7
+    save_int8(model, "AutoModelForSeq2SeqLM", tmp_path)
+    given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "use_cache": False}
+    expected = model.generate(**given)
+    opened = load_int8(tmp_path)
+    assert opened.generation_config.decoder_start_token_id == 7
+    assert torch.equal(opened.generate(**given), expected)
 
 
 def test_transformers_does_not_take_the_integers_for_weights(tmp_path: Path) -> None:

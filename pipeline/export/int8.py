@@ -27,6 +27,7 @@ from pipeline.errors import ModelError
 FILE = "int8.safetensors"  # not model.safetensors: transformers would take the integers for weights
 _VERSION = "1"
 _LARGEST = 127.0
+_PROBED = 8  # ids that an unknown kind of embedding is asked for
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -55,26 +56,30 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """Embeddings in int8, one scale per row: weight [V, D] int8, scale [V, 1] float32."""
+    """Embeddings in int8, one scale per row.
+
+    Args:
+        weight: [V, D] int8; scale: [V, 1] float32; factor: on every answer.
+    """
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor, factor: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
+        self.factor = factor
 
     def forward(self, ids: Tensor) -> Tensor:
         """[..., D] float32 of ids [...]."""
-        return self.weight[ids].float() * self.scale[ids]
+        return self.weight[ids].float() * (self.scale[ids] * self.factor)
 
 
 def quantize(model: nn.Module, names: Collection[str] | None = None) -> int:
     """Replace linear maps and embeddings in place; weights that are tied stay tied.
 
-    What is neither (norms, biases, expert tensors, subclasses with arithmetic of their own) keeps
-    its precision.
+    What is neither (norms, biases, expert tensors, positions with an offset) keeps its precision.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -85,7 +90,8 @@ def quantize(model: nn.Module, names: Collection[str] | None = None) -> int:
     """
     done: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by id, which stays theirs while kept
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) not in (nn.Linear, nn.Embedding, Conv1D):
+        factor = _factor_of(module)
+        if factor is None:
             continue
         weight: Any = module.weight
         if id(weight) not in done:
@@ -95,7 +101,8 @@ def quantize(model: nn.Module, names: Collection[str] | None = None) -> int:
             levels, scale = _round(plain.T if isinstance(module, Conv1D) else plain)
             done[id(weight)] = (weight, levels.to(torch.int8), scale)
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, _replacement(module, *done[id(weight)][1:]))
+        new = _replacement(module, *done[id(weight)][1:], factor)
+        setattr(model.get_submodule(parent), last, new)
     return sum(weight.numel() for weight, _, _ in done.values())
 
 
@@ -148,6 +155,8 @@ def load_int8(name: str | Path) -> transformers.PreTrainedModel:
         model, {k.removesuffix(".weight") for k, t in tensors.items() if t.dtype == torch.int8}
     )
     _fill(model, tensors, str(name))
+    if model.can_generate():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(str(name))
     return model
 
 
@@ -167,9 +176,28 @@ def _fill(model: transformers.PreTrainedModel, tensors: dict[str, Tensor], name:
         raise ModelError(f"{name}: does not fit its config.json ({FILE} {problem} {key})")
 
 
-def _replacement(module: nn.Module, levels: Tensor, scale: Tensor) -> nn.Module:
+@torch.no_grad()
+def _factor_of(module: nn.Module) -> float | None:
+    """What a module multiplies its rows or products by; None where it cannot be replaced.
+
+    Subclasses of embeddings are asked, not believed: some scale, some shift the ids.
+    """
+    if type(module) in (nn.Linear, nn.Embedding, Conv1D):
+        return 1.0
+    if not isinstance(module, nn.Embedding):
+        return None
+    ids = torch.arange(min(_PROBED, module.num_embeddings))
+    try:
+        answer, rows = module(ids[None])[0], module.weight[ids]
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return None
+    factor = float((answer * rows).sum() / rows.square().sum().clamp(min=_TINY))
+    return factor if factor and torch.allclose(answer, factor * rows, rtol=1e-4) else None
+
+
+def _replacement(module: nn.Module, levels: Tensor, scale: Tensor, factor: float) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return Int8Embedding(levels, scale)
+        return Int8Embedding(levels, scale, factor)
     bias: Any = module.bias
     return Int8Linear(levels, scale, bias)
 
