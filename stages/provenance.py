@@ -7,7 +7,7 @@ folder or of a download says; None is unknown.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import yaml
 from transformers.utils.hub import try_to_load_from_cache
 
 from pipeline.batches import Selection
+from pipeline.cache import TeacherCache
 from pipeline.errors import StillroomError
 from pipeline.reading import Reading
 from pipeline.sources import DataConfig
 from pipeline.sources.sib200 import HUB_NAME
 from pipeline.student import FromScratch, StudentOrigin
-from stages.naming import read_cache_config
+from stages.naming import name_teacher, read_cache_config
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")  # their names say nothing of the data
@@ -33,6 +34,7 @@ def describe_provenance(
     split: str,
     origin: StudentOrigin,
     inputs: DataConfig | None,
+    further: Sequence[Path],
 ) -> dict[str, Any]:
     """What is known of where a student comes from; JSON values only.
 
@@ -42,9 +44,9 @@ def describe_provenance(
         split: what it is measured on.
         origin: where its weights come from.
         inputs: texts of its own.
+        further: the caches of further teachers.
     """
     asked = read_cache_config(reading.cache)
-    teacher = asked.get("teacher", {})
     kept = reading.cache.manifest.targets
     data = _describe_data(asked.get("data", {}))
     own = None if inputs is None else _describe_data(inputs.model_dump(mode="json"))
@@ -55,7 +57,8 @@ def describe_provenance(
         "inputs": own,
         "examples": {"train": len(train), split: len(reading.select(split))},
         "languages": _languages(reading, train),
-        "teacher": _describe_model(teacher.get("model"), teacher.get("licence")),
+        "teacher": _describe_teacher(reading.cache),
+        "further_teachers": [_describe_teacher(TeacherCache.open(path)) for path in further],
         "student": None if isinstance(origin, FromScratch) else _describe_model(origin.model, None),
         "targets": {
             "top_k": kept.top_k,
@@ -63,6 +66,12 @@ def describe_provenance(
             "temperatures": list(kept.temperatures),
         },
     }
+
+
+def _describe_teacher(cache: TeacherCache) -> dict[str, Any]:
+    asked = read_cache_config(cache).get("teacher", {})
+    name = name_teacher(cache) or str(cache.manifest.identity.teacher["architecture"])
+    return {"name": name, **_describe_model(asked.get("model"), asked.get("licence"))}
 
 
 def _describe_model(name: str | None, licence: str | None) -> dict[str, Any]:

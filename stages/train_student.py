@@ -139,9 +139,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
             **reading.task.details(outcome.scores),
             "teacher": _describe_teacher(reading, config.evaluation),
             "training_rows": _count_rows(config, reading, train),
-            "provenance": describe_provenance(
-                reading, train, config.evaluation.split, config.student, config.inputs
-            ),
+            "provenance": _provenance(config, reading, train),
         },
     )
     if outcome.writes:
@@ -210,6 +208,12 @@ def _mark_examples(config: StudentConfig, reading: Reading, train: Selection) ->
         for column in config.log_slices
     }
     return Marks(weights, slices)
+
+
+def _provenance(config: StudentConfig, reading: Reading, train: Selection) -> dict[str, Any]:
+    section, split = config.further_teachers, config.evaluation.split
+    further = [] if section is None else [share.cache for share in section.caches.values()]
+    return describe_provenance(reading, train, split, config.student, config.inputs, further)
 
 
 def _count_rows(

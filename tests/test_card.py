@@ -103,6 +103,12 @@ def test_the_hub_reads_the_card_of_a_student_made_of_public_things() -> None:
     assert "[me/topics](https://huggingface.co/datasets/me/topics)" in text
 
 
+def test_further_teachers_and_their_licences_are_told() -> None:
+    further = [{"name": "aunt", "hub": "you/aunt", "licence": None}]
+    text = model_card(made_up_result(**PUBLIC, further_teachers=further))
+    assert "Further teachers are you/aunt." in text and "| its teacher aunt | unknown |" in text
+
+
 def test_what_is_not_known_is_called_unknown_and_never_guessed() -> None:
     text = model_card(made_up_result())
     data = ModelCard(text).data

@@ -86,6 +86,9 @@ def _summary(result: Result) -> str:
             f". Its teacher is {hub or teacher['name']} ({teacher['architecture']},"
             f" {teacher['parameters']:,} parameters), whose answers were computed once and kept"
         )
+    further = (result.details.get("provenance") or {}).get("further_teachers") or []
+    if further:
+        text += f". Further teachers are {', '.join(t['hub'] or t['name'] for t in further)}"
     return f"{text}. Made with Stillroom.\n"
 
 
@@ -189,6 +192,8 @@ def _licences(result: Result, licence: str | None) -> str:
     ):
         if result.details["provenance"].get(part):
             rows.append([title, _provenance(result, part).get("licence") or UNKNOWN])
+    further = result.details["provenance"].get("further_teachers") or []
+    rows += [[f"its teacher {t['name']}", t["licence"] or UNKNOWN] for t in further]
     return _table(["", "licence"], rows)
 
 
