@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.accounts import Marks
-from pipeline.cache.index import RowRuns
+from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK
 from pipeline.cache.record_batch import join_targets
@@ -162,8 +162,9 @@ class Collator:
 
     The result holds `inputs` (what the model is called with), `target_index` [N], `feature_index`
     [M], `label_ids` [N], `token_mask` [B, T] (False where padded), `counts` [5] (in the order of
-    COUNTED), `targets` (where the examples come from a cache), `hidden` (signal -> [M, D]) and
-    `documents` [M] (see `Task.number_documents`; only where a signal has a row per position).
+    COUNTED), `targets` (where the examples come from a cache), `hidden` (signal -> [M, D]) and what
+    belongs to it: `documents` [M] (see `Task.number_documents`; only where a signal has a row per
+    position), `example_keys` [B] (a number for each id; only where there are pooled vectors).
 
     Attributes:
         task: pads and locates.
@@ -229,11 +230,13 @@ class Collator:
         cached = [example for example in examples if isinstance(example, CachedExample)]
         if not cached:
             return {}
-        hidden = self._stack_hidden(cached)
-        if not set(self.signals) - {"pooled"}:
-            return {"hidden": hidden}
-        documents = self.task.number_documents(examples, self.positions)
-        return {"hidden": hidden, "documents": documents}
+        found: dict[str, Any] = {"hidden": self._stack_hidden(cached)}
+        if "pooled" in self.signals:
+            keys = np.array([hash_id(example.example_id) for example in examples], dtype=np.uint64)
+            found["example_keys"] = torch.from_numpy(keys.view(np.int64))
+        if set(self.signals) - {"pooled"}:
+            found["documents"] = self.task.number_documents(examples, self.positions)
+        return found
 
     def _stack_hidden(self, examples: Sequence[CachedExample]) -> dict[str, Tensor]:
         stacked = {}

@@ -85,6 +85,7 @@ def read_knowledge(batch: Mapping[str, Any]) -> Knowledge:
         batch["label_ids"],
         batch.get("hidden", {}),
         batch.get("documents"),
+        batch.get("example_keys"),
         batch.get("shares", {}),
         others,
     )

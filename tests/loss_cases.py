@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
 from pipeline.losses.attention import AttentionLoss
+from pipeline.losses.contrastive import CRD
 from pipeline.losses.relations import RelationLoss
 from pipeline.targets import UNLABELLED, Targets
 
@@ -45,6 +46,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "rkd_angle": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
     "gram": [{"layers": {0: 0, -1: 2}}, {"pooled": True}],
     "cka": [{"layers": {1: -1}}],
+    "crd": [{"width": 2, "memory": 8}],
     "minilm": [{"relation_heads": 2}, {"relation_heads": 1, "layers": {1: -1, -1: 1}}],
     "attention_mse": [{"layers": {1: -1}}, {"causal": True}],
     "attention_kl": [{"layers": {1: -1}}, {"causal": True}],
@@ -62,7 +64,7 @@ def all_losses() -> list[Loss]:
 
 def relates_rows(loss: Loss) -> bool:
     """Whether a value depends on more than its own position: on its document or its batch."""
-    return isinstance(loss, RelationLoss | AttentionLoss)
+    return isinstance(loss, RelationLoss | AttentionLoss | CRD)
 
 
 def describe(loss: Loss) -> str:
@@ -139,14 +141,16 @@ class Case:
 
     def select(self, index: Tensor) -> "Case":
         """The same at some of the positions; the leaves stay those of the whole."""
-        targets, documents = self.knowledge.targets, self.knowledge.documents
+        targets = self.knowledge.targets
+        documents, keys = self.knowledge.documents, self.knowledge.example_keys
         assert targets is not None
-        assert documents is not None
+        assert documents is not None and keys is not None
         knowledge = Knowledge(
             targets.select(index),
             self.knowledge.label_ids[index],
             {name: tensor[index] for name, tensor in self.knowledge.hidden.items()},
             documents[index],
+            keys[index],
         )
         leaves = {name: leaf[index] for name, leaf in self.leaves.items()}
         return replace(self, leaves=leaves, knowledge=knowledge)
@@ -172,5 +176,6 @@ def make_case(
     torch.manual_seed(seed)
     projections = loss.projections(STUDENT_WIDTH, TEACHER_WIDTH).to(dtype)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    documents = torch.arange(positions) // DOCUMENT
-    return Case(loss, leaves, Knowledge(targets, labels, teacher, documents), projections)
+    rows = torch.arange(positions)
+    knowledge = Knowledge(targets, labels, teacher, rows // DOCUMENT, example_keys=rows)
+    return Case(loss, leaves, knowledge, projections)

@@ -22,6 +22,7 @@ from pipeline.batches import Collator, Selection
 from pipeline.cache import RowRuns
 from pipeline.errors import ConfigError
 from pipeline.freezing import Gradual
+from pipeline.losses.contrastive import CRD
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.resuming import check_run_folder
@@ -121,7 +122,7 @@ def learn(
         if step == stop_after:
             raise _StopError
 
-    losses = [ForwardKL(), HiddenMSE(layers={1: -1})]
+    losses = [ForwardKL(), HiddenMSE(layers={1: -1}), CRD(width=4, memory=6)]
     model = make_student(attention_dropout=0.3)
     attach_projections(model, losses, small_worlds.WIDTHS)
     examples = Selection([make_example(number) for number in range(10)])

@@ -9,6 +9,7 @@ from pipeline.losses.base import (
     Unit,
     WarmupStableDecay,
 )
+from pipeline.losses.contrastive import CRD
 from pipeline.losses.divergences import (
     ForwardKL,
     JensenShannon,
@@ -39,6 +40,7 @@ LOSSES: dict[str, type[Loss]] = {
     "rkd_angle": RKDAngle,
     "gram": Gram,
     "cka": CKA,
+    "crd": CRD,
     "minilm": MiniLM,
     "attention_mse": AttentionMSE,
     "attention_kl": AttentionKL,

@@ -41,6 +41,8 @@ class Knowledge:
             against the cache).
         documents: [M] int64, ascending: feature positions whose tokens see one another have one
             number. None where no loss asked for such a signal.
+        example_keys: [B] int64, one number for each example id. None where no loss asked for
+            pooled vectors.
         shares: a factor on each value of a loss by its unit, [n]; nothing for 1. What a term is
             divided by does not change with them.
         others: the same of further teachers, by name.
@@ -51,6 +53,7 @@ class Knowledge:
     label_ids: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     documents: Tensor | None = None
+    example_keys: Tensor | None = None
     shares: Mapping[Unit, Tensor] = field(default_factory=dict)
     others: Mapping[str, "Knowledge"] = field(default_factory=dict)
     rows: slice = field(default_factory=lambda: slice(None))
