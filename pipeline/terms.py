@@ -137,14 +137,14 @@ def weigh_terms(
     return total, sums, outputs
 
 
-def check_finite(total: Tensor, sums: Tensor, losses: Sequence[Loss], step: int) -> None:
-    """Refuse a total that nothing can be learned from; `sums` [L] are each loss's own.
+def check_finite(total: Tensor, sums: Tensor, names: Sequence[str], step: int) -> None:
+    """Refuse a total that nothing can be learned from; `sums` [L] are those of the named losses.
 
     Raises:
         NumericalError: it is not finite.
     """
     if not torch.isfinite(total):
-        named = zip(name_terms(losses), sums.tolist(), strict=True)
+        named = zip(names, sums.tolist(), strict=True)
         terms = ", ".join(f"{name} {value:g}" for name, value in named)
         raise NumericalError(
             f"step {step}: the loss is not finite ({terms}); lower training.learning_rate, or look"

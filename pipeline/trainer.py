@@ -154,7 +154,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return batches, None
         self._steps_summed += 1
         self._unfreeze()
-        units = torch.stack([count_units(self.losses, batch) for batch in batches])
+        units = torch.stack([self._count_units(batch) for batch in batches])
         tokens = torch.stack([batch["counts"][COUNTED.index("tokens")] for batch in batches])
         units, tokens = units.sum(dim=0).to(device), tokens.sum().to(device)
         if self.args.world_size > 1:
@@ -194,7 +194,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """
         units = num_items_in_batch
         if units is None:
-            units = count_units(self.losses, inputs)
+            units = self._count_units(inputs)
         shares = torch.where(units > 0.0, 1.0 / units, 0.0)
         progress = self.progress
         losses = [loss.at(progress) for loss in self.losses]
@@ -202,18 +202,31 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             loss.weight_at(progress) * share for loss, share in zip(losses, shares, strict=True)
         ]
         ledger = None if self._slices is None else Ledger(len(self.losses))
-        total, sums, outputs = weigh_terms(
-            model, inputs, losses, factors, self._fused_head(model, inputs), self.task, ledger
-        )
+        total, sums, outputs = self._weigh_terms(model, inputs, losses, factors, ledger)
         if self._slices is not None and ledger is not None:
             self._slices.add(losses, inputs, ledger, read_knowledge(inputs))
-        check_finite(total, sums, self.losses, self.state.global_step)
+        check_finite(total, sums, self.term_names, self.state.global_step)
         scales = torch.tensor([loss.gradient_scale for loss in losses])
         means = (sums * shares.to(sums) / scales.to(sums)).float()
         self._term_sums = self._term_sums.to(total.device) + means
         # DDP averages gradients over ranks; the units above are already those of all ranks.
         total = total * self.args.world_size if num_items_in_batch is not None else total
         return (total, outputs) if return_outputs else total
+
+    def _count_units(self, batch: Mapping[str, Any]) -> Tensor:
+        """What each loss's sum over a batch counts, [L]."""
+        return count_units(self.losses, batch)
+
+    def _weigh_terms(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        losses: Sequence[Loss],
+        factors: Sequence[Tensor],
+        ledger: Ledger | None,
+    ) -> tuple[Tensor, Tensor, Any]:
+        head = self._fused_head(model, batch)
+        return weigh_terms(model, batch, losses, factors, head, self.task, ledger)
 
     def _fused_head(self, model: nn.Module, inputs: Mapping[str, Any]) -> FusedHead | None:
         """The student's head, probed at the first step."""

@@ -69,6 +69,19 @@ def train_student_command(
         _report(run)
 
 
+@app.command("train-tasks")
+def train_tasks_command(config: Config, set_: Overrides = None) -> None:
+    """Train one student on several tasks: a shared encoder, a head and a cache for each.
+
+    Example: stillroom train-tasks tasks.yaml --set tasks.topics.share=2
+    """
+    from pipeline.config import load_config
+    from stages.train_tasks import TasksConfig, train_tasks
+
+    for run in train_tasks(load_config(TasksConfig, find_config("tasks", config), set_ or [])):
+        _report(run)
+
+
 @app.command("train-teacher")
 def train_teacher_command(config: Config, set_: Overrides = None) -> None:
     """Train or fine-tune a teacher from labels.

@@ -38,6 +38,7 @@ from pipeline.student import (
     own_tokenizer,
 )
 from pipeline.targets import UNLABELLED
+from pipeline.tasks.base import Scores
 from pipeline.teachers import FurtherTeachers, make_company
 from pipeline.terms import attach_projections
 from pipeline.training import Outcome, train_model
@@ -102,12 +103,12 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     model = build_student(
         config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
     )
-    losses, collator, widths = _listen(config, reading, model)
+    losses, collator, widths = listen(config, reading, model)
     name_labels(model, manifest.label_names)
     config.freeze.apply(model)
     parameters = model.num_parameters()
     attach_projections(model, losses, widths)
-    train = _choose_examples(config, reading)
+    train = choose_examples(config, reading)
     collator = replace(collator, marks=_mark_examples(config, reading, train))
     curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
@@ -132,15 +133,10 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         task=reading.task.name,
         config=config.model_dump(mode="json"),
         identity={"cache": manifest.digest},
-        model=_describe_model(model, parameters, reading.task.auto_class),
+        model=describe_model(model, parameters, reading.task.auto_class),
         training=describe_training(outcome, len(train.deal or train)),
         metrics=outcome.metrics,
-        details={
-            **reading.task.details(outcome.scores),
-            "teacher": _describe_teacher(reading, config.evaluation),
-            "training_rows": _count_rows(config, reading, train),
-            "provenance": _provenance(config, reading, train),
-        },
+        details=describe_findings(config, reading, train, outcome.scores),
     )
     if outcome.writes:
         write_card(config.output, result)
@@ -148,7 +144,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     return config.output
 
 
-def _listen(
+def listen(
     config: StudentConfig, reading: Reading, model: transformers.PreTrainedModel
 ) -> tuple[list[Loss], Collator, dict[str, int]]:
     """The terms of the loss, the collator that brings their knowledge, widths of the signals."""
@@ -182,7 +178,7 @@ def read_cache(config: StudentConfig) -> Reading:
     return replace(reading, task=reading.task.measured(config.evaluation.task))
 
 
-def _choose_examples(config: StudentConfig, reading: Reading) -> Selection:
+def choose_examples(config: StudentConfig, reading: Reading) -> Selection:
     """What the student learns from, and how often an epoch shows it."""
     train = reading.select("train")
     if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
@@ -210,10 +206,20 @@ def _mark_examples(config: StudentConfig, reading: Reading, train: Selection) ->
     return Marks(weights, slices)
 
 
-def _provenance(config: StudentConfig, reading: Reading, train: Selection) -> dict[str, Any]:
+def describe_findings(
+    config: StudentConfig, reading: Reading, train: Selection, scores: Scores
+) -> dict[str, Any]:
+    """What a report and a card tell of a student beside its metrics; JSON values only."""
     section, split = config.further_teachers, config.evaluation.split
     further = [] if section is None else [share.cache for share in section.caches.values()]
-    return describe_provenance(reading, train, split, config.student, config.inputs, further)
+    return {
+        **reading.task.details(scores),
+        "teacher": _describe_teacher(reading, config.evaluation),
+        "training_rows": _count_rows(config, reading, train),
+        "provenance": describe_provenance(
+            reading, train, split, config.student, config.inputs, further
+        ),
+    }
 
 
 def _count_rows(
@@ -245,7 +251,7 @@ def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:
     }
 
 
-def _describe_model(
+def describe_model(
     model: transformers.PreTrainedModel, parameters: int, auto_class: str
 ) -> dict[str, Any]:
     config = model.config

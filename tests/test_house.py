@@ -28,8 +28,8 @@ FLOORS: list[set[str]] = [
     {"sampling", "accounts"},
     {
         *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
-        *("generating", "loader", "lockstep", "optimizing", "outputs", "reading", "resuming"),
-        *("teachers", "terms", "trainer", "training"),
+        *("generating", "lessons", "loader", "lockstep", "optimizing", "outputs", "reading"),
+        *("resuming", "teachers", "terms", "trainer", "training"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)

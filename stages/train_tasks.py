@@ -1,0 +1,232 @@
+"""Train one student on several tasks: an encoder that they share, a head and a cache for each.
+
+config -> a student's config per task -> lessons -> one trainer -> <output>/<task>, a run each
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+import transformers
+from pydantic import Field, model_validator
+
+from pipeline.arguments import EvaluationConfig, training_arguments
+from pipeline.config import StrictModel, dump_config, member_of
+from pipeline.curve import Curve
+from pipeline.errors import MismatchError
+from pipeline.evaluation import measure
+from pipeline.identity import digest_tokenizer
+from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
+from pipeline.losses import LOSSES
+from pipeline.losses.base import Loss
+from pipeline.optimizing import LearningRates
+from pipeline.reading import Reading
+from pipeline.report.card import write_card
+from pipeline.resuming import check_run_folder, finish_run, last_checkpoint
+from pipeline.runs import Result
+from pipeline.sampling import Sampling
+from pipeline.sources import DataConfig
+from pipeline.student import Origin, build_student, name_labels
+from pipeline.teachers import FurtherTeachers
+from pipeline.terms import PROJECTIONS, attach_projections
+from stages.progress import TrainingProgress
+from stages.quiet import quiet_libraries
+from stages.train_student import (
+    StudentConfig,
+    choose_examples,
+    describe_model,
+    describe_teacher,
+    listen,
+    read_cache,
+)
+
+
+class TaskConfig(StrictModel):
+    """One task of the student; all but `share` is as in a `StudentConfig`.
+
+    Attributes:
+        share: how often a batch is of this task, relative to the others.
+    """
+
+    cache: Path
+    inputs: DataConfig | None = None
+    losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
+    further_teachers: FurtherTeachers | None = None
+    sampling: Sampling | None = None
+    max_examples: int | None = Field(default=None, ge=1)
+    share: float = Field(default=1.0, gt=0.0)
+
+
+class TasksConfig(StrictModel):
+    """One student of several tasks.
+
+    Attributes:
+        output: the folder; the finished student of each task is in <output>/<its name>.
+        student: where the encoder comes from; each task adds its own head.
+        tasks: by name.
+        training, learning_rates, evaluation, seed: as for a student; `evaluation.early_stopping`
+            names a metric as <task>.<metric>.
+    """
+
+    output: Path
+    student: Origin
+    tasks: dict[str, TaskConfig] = Field(min_length=2)
+    training: dict[str, Any] = {}
+    learning_rates: LearningRates | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.tasks:
+            if not name.replace("-", "").replace("_", "").isalnum() or name == "checkpoints":
+                raise ValueError(f"tasks: {name!r} is no name of a folder; use letters and digits")
+        return self
+
+    def students(self) -> dict[str, StudentConfig]:
+        """Each task as a run of its own."""
+        shared = {
+            name: getattr(self, name)
+            for name in ("student", "training", "learning_rates", "evaluation", "seed")
+        }
+        return {
+            name: StudentConfig.model_validate(
+                {
+                    **{k: v for k, v in vars(task).items() if k != "share"},
+                    **shared,
+                    "output": self.output / name,
+                }
+            )
+            for name, task in self.tasks.items()
+        }
+
+
+@quiet_libraries()
+def train_tasks(config: TasksConfig) -> list[Path]:
+    """Train the student of a config and return the folders of its tasks.
+
+    Raises:
+        ConfigError: the tasks' encoders differ, or there are several processes.
+        MismatchError: the caches' tokenizers differ.
+        StillroomError: as `train_student`.
+    """
+    configs = config.students()
+    folders = [one.output for one in configs.values()]
+    check_run_folder(config.output, config)
+    if all((folder / "result.json").is_file() for folder in folders):
+        return folders
+    readings = {name: read_cache(one) for name, one in configs.items()}
+    _require_one_tokenizer(readings)
+    lessons = _make_lessons(config, configs, readings)
+    took = _train(config, lessons)
+    for lesson in lessons:
+        delattr(lesson.model, PROJECTIONS)
+        _finish(configs[lesson.name], readings[lesson.name], lesson, took)
+    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    return folders
+
+
+def _require_one_tokenizer(readings: dict[str, Reading]) -> None:
+    digests = {name: digest_tokenizer(reading.tokenizer) for name, reading in readings.items()}
+    first, *others = digests
+    for name in others:
+        if digests[name] != digests[first]:
+            raise MismatchError(
+                f"tasks.{name}: reads with tokenizer {digests[name][:8]}…, {first} with"
+                f" {digests[first][:8]}…; one encoder needs one tokenizer: choose a student that"
+                " brings its own, or cache both teachers with the same"
+            )
+
+
+def _make_lessons(
+    config: TasksConfig, configs: dict[str, StudentConfig], readings: dict[str, Reading]
+) -> list[Lesson]:
+    models = {}
+    for name, reading in readings.items():
+        classes = reading.cache.manifest.num_classes
+        models[name] = build_student(
+            config.student, reading.task, classes, reading.tokenizer, config.seed
+        )
+        name_labels(models[name], reading.cache.manifest.label_names)
+    share_encoder(list(models.values()))
+    lessons = []
+    for name, reading in readings.items():
+        losses, collator, widths = listen(configs[name], reading, models[name])
+        attach_projections(models[name], losses, widths)
+        lessons.append(
+            Lesson(
+                name=name,
+                model=models[name],
+                losses=losses,
+                train=choose_examples(configs[name], reading),
+                held_out=reading.select(config.evaluation.split),
+                collator=collator,
+                tokenizer=reading.tokenizer,
+                weight=config.tasks[name].share,
+            )
+        )
+    return lessons
+
+
+def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
+    """Train all lessons and say what it took."""
+    evaluation, output = config.evaluation, config.output
+    settings = {"seed": config.seed, **config.training}
+    args = training_arguments(settings, evaluation, output)
+    resume, curve = last_checkpoint(output), Curve(output / "metrics.jsonl")
+    seconds = curve.cut(int(resume.rpartition("-")[2]) if resume else -1)
+    stopping = evaluation.early_stopping
+    patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+
+    def measure_curve(_: Any) -> list[Any]:
+        return [m for lesson in lessons for m in lesson.measure(evaluation.batch_size)]
+
+    trainer = LessonsTrainer(
+        lessons,
+        args,
+        measure_curve if evaluation.every else None,
+        curve,
+        seconds,
+        config.learning_rates,
+        [*patience, TrainingProgress(output.name)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.model.eval()
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": float(trainer.state.epoch or 0.0),
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+        "seconds": trainer.seconds_training,
+        "evaluation_seconds": trainer.seconds_evaluating,
+        "device": str(args.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _finish(
+    config: StudentConfig,
+    reading: Reading,
+    lesson: Lesson,
+    took: dict[str, Any],
+) -> None:
+    """Measure a task's student and write its folder, as if it had been trained alone."""
+    evaluation, task = config.evaluation, reading.task
+    scores = lesson.score(evaluation.batch_size)
+    folder = config.output
+    lesson.model.save_pretrained(folder)
+    lesson.tokenizer.save_pretrained(folder)
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    result = Result(
+        name=folder.name,
+        kind="student",
+        task=task.name,
+        config=config.model_dump(mode="json"),
+        identity={"cache": reading.cache.manifest.digest},
+        model=describe_model(lesson.model, lesson.model.num_parameters(), task.auto_class),
+        training=took,
+        metrics=measure(task, scores, evaluation.slices),
+        details={**task.details(scores), "teacher": describe_teacher(reading, evaluation)},
+    )
+    write_card(folder, result)
+    finish_run(folder, result)
