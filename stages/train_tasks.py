@@ -31,14 +31,12 @@ from pipeline.student import Origin, build_student, name_labels
 from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
 from stages.progress import TrainingProgress
-from stages.provenance import describe_provenance
 from stages.quiet import quiet_libraries
 from stages.train_student import (
     StudentConfig,
     choose_examples,
-    count_rows,
+    describe_findings,
     describe_model,
-    describe_teacher,
     listen,
     read_cache,
 )
@@ -228,14 +226,7 @@ def _finish(
         model=describe_model(lesson.model, lesson.model.num_parameters(), task.auto_class),
         training=took,
         metrics=measure(task, scores, evaluation.slices),
-        details={
-            **task.details(scores),
-            "teacher": describe_teacher(reading, evaluation),
-            "training_rows": count_rows(config, reading, lesson.train),
-            "provenance": describe_provenance(
-                reading, lesson.train, evaluation.split, config.student, config.inputs
-            ),
-        },
+        details=describe_findings(config, reading, lesson.train, scores),
     )
     write_card(folder, result)
     finish_run(folder, result)
