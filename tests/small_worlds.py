@@ -19,6 +19,7 @@ from pipeline.examples import CachedExample
 from pipeline.freezing import Gradual
 from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES, Loss
+from pipeline.losses.weighting import LogitLoss
 from pipeline.optimizing import LearningRates
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.causal_lm import CausalLM
@@ -34,12 +35,14 @@ TASK = CausalLM(block_size=16)
 
 
 def every_loss() -> list[Loss]:
-    """Every member of the family, in each of its configurations."""
-    return [
+    """Every member of the family, in each of its configurations; those on logits in their last."""
+    found = [
         LOSSES[name].model_validate({"name": name, **config})
         for name in LOSSES
         for config in CONFIGS.get(name, [{}])
     ]
+    last = {loss.name: loss for loss in found}
+    return [loss for loss in found if not isinstance(loss, LogitLoss) or loss is last[loss.name]]
 
 
 def name_loss(loss: Loss) -> str:

@@ -35,6 +35,7 @@ STUDENTS: dict[str, tuple[Loss, str | None]] = {  # its loss, and the cache it r
     "full": (KL(), None),
     "draws": (KL(), "draws"),
     "hybrid": (KL(), "hybrid"),
+    "skew": (LOSSES["skew_kl"](), "hybrid"),
     "top-12": (KL.model_validate({"tail": "renormalise"}), "top-12"),
 }
 
@@ -186,7 +187,7 @@ def test_sparse_targets_with_a_tail_beat_labels_and_truncation_loses_to_them(
     assert loss["top-12"] - loss["labels"] > 0.1
 
 
-@pytest.mark.parametrize("name", ["draws", "hybrid"])
+@pytest.mark.parametrize("name", ["draws", "hybrid", "skew"])
 def test_an_unbiased_tail_recovers_most_of_what_the_dense_teacher_gives(
     outcomes: dict[str, Outcome], name: str
 ) -> None:

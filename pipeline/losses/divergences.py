@@ -103,10 +103,12 @@ class RatioDivergence(Divergence):
 
     Attributes:
         tail: what stands for the classes that were not kept. "bucket": one outcome with all their
-            mass; little noise, a lower bound of the dense value. "draws": the cached draws;
-            unbiased, noisier. "auto": draws where the cache holds some, else bucket. "renormalise":
-            nothing, the kept probabilities are scaled to sum to 1; biased towards over-confident
-            students, here to compare with.
+            mass; little noise, a lower bound of the dense value. The shape of the tail is left to
+            the student, which drifts where few classes are kept, least under the forward KL: put
+            some cross-entropy beside it. "draws": the cached draws; unbiased, noisier. "auto":
+            draws where the cache holds some, else bucket. "renormalise": nothing, the kept
+            probabilities are scaled to sum to 1; biased towards over-confident students, here to
+            compare with.
     """
 
     tail: Tail = "auto"
@@ -206,7 +208,8 @@ class ReverseKL(Divergence):
     divergence is large, and it is never drawn, so that their estimate has no useful variance.
 
     Attributes:
-        tail: "bucket", see above. Its mass is taken as at least 6e-8, what float32 can tell from
+        tail: "bucket", see above; with some cross-entropy beside it, because it leaves the shape of
+            the tail to the student. Its mass is taken as at least 6e-8, what float32 can tell from
             nothing, so that a teacher that is sure costs at most 17 nats.
     """
 

@@ -23,7 +23,7 @@ class ULD(LogitLoss):
     It is the Wasserstein-1 distance where moving mass costs the same between any two classes, and
     reads no ids: the student may have another tokenizer and any number of classes, whose list is
     filled up with zeros. It needs the logits of all classes, because which of the student's come
-    first is not known before.
+    first is not known before. It says nothing of which class is which: put cross-entropy beside it.
 
     Of a truncated record the first K are compared one by one, and the cut-off mass m with all that
     the student has beyond its first K, as one outcome. That is a lower bound of the dense value,
