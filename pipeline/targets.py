@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 UNLABELLED = -100  # the label id of a target without a label, as everywhere in PyTorch
+_NOTHING = -100.0  # log-probability of a group without classes, finite for every loss
 _TENSORS = (
     "ids",
     "logits",
@@ -84,6 +85,8 @@ class Targets:
             there is none.
         temperatures: the cached temperatures, ascending; 1.0 is always one of them.
         num_classes: V.
+        grouped: [N, K, len(temperatures)] float32, the log-probabilities themselves where classes
+            are sums of others (`regroup`), of which no logit gives more than one temperature.
     """
 
     ids: Tensor
@@ -95,12 +98,15 @@ class Targets:
     label_log_probs: Tensor
     temperatures: tuple[float, ...]
     num_classes: int
+    grouped: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
+        if self.grouped is not None:
+            changed["grouped"] = function(self.grouped)
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Targets":
@@ -117,7 +123,52 @@ class Targets:
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS
         }
+        if any(part.grouped is not None for part in parts):
+            joined["grouped"] = torch.cat([part._every_temperature() for part in parts])
         return replace(parts[0], **joined)
+
+    def regroup(self, groups: Tensor) -> "Targets":
+        """Add up the probabilities of classes that fall together, at each cached temperature.
+
+        Where every class is kept the result is exact, and what falls nowhere is left out of a
+        distribution that is scaled up to 1. Of a truncated record what was kept is moved, the mass
+        that was cut off stays cut off, and what falls nowhere joins it.
+
+        Args:
+            groups: [N, V] int64, the new class of each class at each position, in [0, V), or -1.
+
+        Raises:
+            ConfigError: there are draws, which stand for single classes.
+        """
+        if self.draw_ids.shape[1]:
+            raise ConfigError(
+                "targets: draws stand for single classes and cannot be added up; cache the teacher"
+                " with targets.tail_draws 0"
+            )
+        kept = groups.gather(1, self.ids.long())
+        place = torch.where(kept < 0, self.num_classes, kept)[..., None]
+        probs = self._every_temperature().double().exp()
+        dense = probs.new_zeros(len(self), self.num_classes + 1, len(self.temperatures))
+        dense = dense.scatter_add(1, place.expand_as(probs), probs)[:, :-1]
+        at_one = self.temperatures.index(1.0)
+        ids = dense[..., at_one].topk(self.ids.shape[1], dim=1).indices
+        log_probs = dense.gather(1, ids[..., None].expand_as(probs)).log()
+        if self.ids.shape[1] == self.num_classes:
+            log_probs = (log_probs - log_probs.logsumexp(dim=1, keepdim=True)).clamp(min=_NOTHING)
+        grouped = log_probs.float()
+        return replace(
+            self,
+            ids=ids.to(self.ids.dtype),
+            logits=grouped[..., at_one],
+            logsumexp=torch.zeros_like(self.logsumexp),
+            grouped=grouped,
+        )
+
+    def _every_temperature(self) -> Tensor:
+        """Log-probabilities of the kept classes, [N, K, len(temperatures)]."""
+        if self.grouped is not None:
+            return self.grouped
+        return torch.stack([self.at(t).log_probs for t in self.temperatures], dim=-1)
 
     def first_choice(self) -> tuple[Tensor, Tensor]:
         """The teacher's first choice, [N] int64 ids and [N] logits; that of the draws where nothing
@@ -138,10 +189,12 @@ class Targets:
             ConfigError: the temperature was not cached.
         """
         log_probs = self.logits / temperature - self._logsumexp(temperature)
-        if (
-            self.ids.shape[1] == self.num_classes
-        ):  # nothing was cut off: no rounding may invent mass
-            log_probs = torch.log_softmax(self.logits / temperature, dim=-1)
+        if self.grouped is not None:
+            log_probs = self.grouped[..., self.temperatures.index(temperature)]
+        if self.ids.shape[1] == self.num_classes:  # no rounding may invent mass that was cut off
+            log_probs = torch.log_softmax(
+                self.logits / temperature if self.grouped is None else log_probs, dim=-1
+            )
             tail_mass = log_probs.new_zeros(len(self))
         else:
             tail_mass = _tail_mass(log_probs)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.targets import UNLABELLED, Targets
+from pipeline.teacher.sparse import sparse_targets
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 NUM_CLASSES = 12
@@ -110,3 +111,44 @@ def test_selected_positions_keep_all_that_belongs_to_them(index: torch.Tensor) -
 def test_moving_to_a_device_moves_every_tensor() -> None:
     moved = keep_largest(random_logits(1), kept=4, draws=2).to("meta")
     assert {tensor.device.type for tensor in tensors_of(moved).values()} == {"meta"}
+
+
+def test_classes_that_fall_together_add_up_at_every_temperature() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    labels = torch.full((3,), UNLABELLED)
+    targets = sparse_targets(logits, "all", 0, (0.5, 1.0, 4.0), labels)
+    groups = torch.tensor([[2, 2, 0, 4, 2], [0, 1, 2, 3, 4], [1, 1, 1, 1, -1]])
+    moved = targets.regroup(groups)
+    for temperature in (0.5, 1.0, 4.0):
+        probs = (logits / temperature).softmax(1)
+        expected = torch.zeros(3, 6).scatter_add(1, groups % 6, probs)[:, :5]
+        expected = expected / expected.sum(dim=1, keepdim=True)
+        found = moved.at(temperature)
+        dense = torch.zeros(3, 5).scatter(1, found.ids, found.log_probs.exp())
+        torch.testing.assert_close(dense, expected, rtol=0.0, atol=1e-6)
+        assert not found.tail_mass.any()
+    joined = Targets.cat([targets, moved]).select(slice(2, 4))
+    for name in ("ids", "log_probs"):
+        found = getattr(joined.at(4.0), name)
+        assert torch.equal(found[0], getattr(targets.at(4.0), name)[2])
+        assert torch.equal(found[1], getattr(moved.at(4.0), name)[0])
+
+
+def test_of_a_truncated_record_what_was_kept_is_moved() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])
+    targets = sparse_targets(logits, 3, 0, (1.0,), torch.tensor([UNLABELLED]))
+    said = targets.at(1.0)
+    moved = targets.regroup(torch.tensor([[4, 4, -1, 0, 0]])).at(1.0)
+    probs = logits.softmax(1)[0]
+    assert moved.ids[0, 0] == 4 and moved.log_probs[0, 0].exp() == pytest.approx(
+        float(probs[:2].sum())
+    )
+    assert moved.log_probs[0, 1:].tolist() == [-torch.inf] * 2
+    assert moved.tail_mass[0] == pytest.approx(float(said.tail_mass[0] + probs[2]), abs=1e-6)
+
+
+def test_draws_cannot_be_added_up() -> None:
+    logits = torch.zeros(1, 5)
+    targets = sparse_targets(logits, 2, 1, (1.0,), torch.tensor([UNLABELLED]))
+    with pytest.raises(ConfigError, match="draws stand for single classes"):
+        targets.regroup(torch.arange(5)[None])
