@@ -30,7 +30,17 @@ from pipeline.training import train_model
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
-_READ = ("text", "text_pair", "prompt", "completion", "source", "target", "tokens")
+_READ = (
+    "text",
+    "text_pair",
+    "prompt",
+    "completion",
+    "source",
+    "target",
+    "tokens",
+    "question",
+    "context",
+)
 
 
 class NewTokenizer(StrictModel):

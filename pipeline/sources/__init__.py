@@ -3,8 +3,8 @@
     DataConfig -> opening -> tables by split -> columns -> filters -> labels -> Rows
 
 Canonical columns: id, text, text_pair, label, messages, prompt, completion, source and target,
-tokens and tags, and those that are mapped or carried. Tables stay on disk, Arrow-backed; a row
-becomes Python only when it is read.
+tokens and tags, question, context and answers, and those that are mapped or carried. Tables stay on
+disk, Arrow-backed; a row becomes Python only when it is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +26,7 @@ from pipeline.sources.part import Part, cut_part, resolve_columns
 from pipeline.sources.sib200 import open_sib200
 from pipeline.sources.stdlib import stdlib_rows
 from pipeline.sources.ud import open_ud
+from pipeline.sources.xquad import open_xquad
 
 __all__ = ["DataConfig", "Labelled", "Rows", "load_rows"]
 
@@ -35,7 +36,8 @@ class Rows:
     """A data set as `{id, split, text..., label, carried...}`, split after split, in source order.
 
     `label` is a class number, None where a row has no label or does not keep it; `tags` is a list
-    of such, one for each of the row's `tokens`.
+    of such, one for each of the row's `tokens`. `answers` are as in SQuAD, text and answer_start,
+    and None where a row does not keep them.
 
     Attributes:
         parts: the kept rows of each split.
@@ -60,11 +62,12 @@ class Rows:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             masked = self.keeps_label if part.split == "train" else None
+            column = part.class_column or "answers"
             for number, row in enumerate(part.rows()):
-                if self.labels is not None:
-                    column = part.class_column or ""
-                    hidden = masked is not None and not masked[number]
-                    row[column] = None if hidden else self.labels.encode(row[column])
+                if masked is not None and not masked[number]:
+                    row[column] = None
+                elif self.labels is not None:
+                    row[column] = self.labels.encode(row[column])
                 yield row
 
     @cached_property
@@ -91,12 +94,12 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     """
     opened = _open(config)
     columns = resolve_columns(config, opened)
-    if not columns.keys() & {"text", "messages", "prompt", "source", "tokens"}:
+    if not columns.keys() & {"text", "messages", "prompt", "source", "tokens", "question"}:
         found = ", ".join(sorted(next(iter(opened.tables.values())).column_names))
         raise DataError(
             f"{config.source}: has the columns {found}; expected text, messages, prompt and"
-            " completion, source and target, or tokens: map them with data.columns, for instance"
-            " columns.text=NAME"
+            " completion, source and target, tokens, or question and context: map them with"
+            " data.columns, for instance columns.text=NAME"
         )
     parts = tuple(cut_part(split, opened, config, columns) for split in config.splits)
     if unique:
@@ -104,7 +107,8 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     labels = _read_labels(parts, config.label_names) if parts[0].class_column else None
     train = next((part for part in parts if part.split == "train"), None)
     keeps = None
-    if config.labelled is not None and train is not None and labels is not None:
+    known = labels is not None or "answers" in columns
+    if config.labelled is not None and train is not None and known:
         keeps = _choose_labelled(train, config.labelled)
     return Rows(parts, labels, keeps, _describe(config, parts, keeps))
 
@@ -117,6 +121,8 @@ def _open(config: DataConfig) -> Opened:
         return open_sib200(config)
     if config.source == "ud":
         return open_ud(config)
+    if config.source == "xquad":
+        return open_xquad(config)
     return open_dataset(config)
 
 
@@ -150,9 +156,7 @@ def _read_labels(parts: tuple[Part, ...], names: list[str] | None) -> LabelSet:
 
 def _choose_labelled(train: Part, labelled: Labelled) -> np.ndarray:
     """[n] bool; the ids with the smallest keyed hash, so that no order of rows matters."""
-    found = (any(key is not None for key in keys) for keys in train.labels())
-    has_label = np.fromiter(found, bool, len(train))
-    eligible: np.ndarray = train.matching(labelled.where) & has_label
+    eligible: np.ndarray = train.matching(labelled.where) & train.has_labels()
     if labelled.count is None:
         return eligible
     keys = _hash_ids(train.ids(), labelled.seed)

@@ -31,11 +31,11 @@ class DataConfig(StrictModel):
     """A data set, by what `datasets` can load and by sources of our own.
 
     Attributes:
-        source: "stdlib", "sib200", "ud", a builder of `datasets` (json, csv, parquet, text, arrow),
-            a local file or folder, or a name on the hub.
+        source: "stdlib", "sib200", "ud", "xquad", a builder of `datasets` (json, csv, parquet,
+            text, arrow), a local file or folder, or a name on the hub.
         name: configuration(s) of the data set; with several, `name_column` says which one a row
             came from. For sib200 the languages, None for the 24 of its local file; for ud the
-            treebanks.
+            treebanks, for xquad the languages.
         name_column: the column that holds the configuration's name.
         files: paths, globs or URLs for a builder, by source split where it is a mapping.
         options: further arguments of `datasets.load_dataset`, for instance sample_by or revision.

@@ -25,6 +25,9 @@ CANONICAL = (
     "completion",
     "tokens",
     "tags",
+    "question",
+    "context",
+    "answers",
 )
 _PAIR = ("source", "target")  # canonical together: a `source` alone may be where a text is from
 _BATCH = 1024  # rows that are Python objects at one time
@@ -115,6 +118,17 @@ class Part:
             hits = (name(cell) in values for cell in cells)
             kept &= np.fromiter(hits, dtype=bool, count=len(self))
         return kept
+
+    def has_labels(self) -> np.ndarray:
+        """[n] bool, the rows with any class, or with an answer to their question."""
+        found: Iterable[bool]
+        if self.class_column is None:
+            source = self.columns["answers"]
+            cells = (cell for batch in _batches(self.table, [source]) for cell in batch[source])
+            found = (bool(cell and (isinstance(cell, list) or cell["text"])) for cell in cells)
+        else:
+            found = (any(key is not None for key in keys) for keys in self.labels())
+        return np.fromiter(found, dtype=bool, count=len(self))
 
     def _batch_ids(self, batch: Mapping[str, list[Any]], start: int) -> list[str]:
         if "id" not in self.columns:
