@@ -75,8 +75,12 @@ def score_model(
     return _join(parts)
 
 
-def teacher_scores(examples: Selection) -> Scores:
-    """The teacher's own scores on cached examples, from the cache alone."""
+def teacher_scores(examples: Selection, task: Task | None = None, tokenizer: Any = None) -> Scores:
+    """The teacher's own scores on cached examples, from the cache alone.
+
+    Args:
+        task, tokenizer: the cache's, for what the task recalls beyond the scores of targets.
+    """
     parts = []
     for index in range(len(examples)):
         example = examples[index]
@@ -86,7 +90,7 @@ def teacher_scores(examples: Selection) -> Scores:
         parts.append(
             _scores(
                 [example],
-                {},
+                {} if task is None else task.recall(example, tokenizer),
                 label_ids=torch.from_numpy(example.label_ids.astype(np.int64)),
                 predictions=targets.first_choice()[0],
                 confidence=confidence,
@@ -134,13 +138,13 @@ def _run(
 ) -> tuple[Any, Iterable[tuple[slice, Tensor]]]:
     """What the model returns, and logits at the targets: pieces where the head can stand alone,
     else a list of one."""
-    index = batch["target_index"]
+    index, inputs = batch["target_index"], task.model_inputs(model, batch["inputs"])
     if head is None:
-        outputs = model(**batch["inputs"])
+        outputs = model(**inputs)
         rows = task.logits(outputs, batch["inputs"])
         return outputs, [(slice(None), rows.index_select(0, index).float())]
     with head_input(unwrap(model)) as seen:
-        outputs = model(**batch["inputs"])
+        outputs = model(**inputs)
     return outputs, _pieces(head, seen[0].flatten(0, -2).index_select(0, index))
 
 

@@ -27,7 +27,7 @@ def run_student(
     attention = [signal for signal in signals if signal.partition(".")[0] in PARTS]
     wanted = {"output_hidden_states": True} if len(signals) > len(attention) else {}
     with watch_attention(unwrap(model), attention) as seen:
-        outputs = model(**batch["inputs"], **wanted)
+        outputs = model(**task.model_inputs(model, batch["inputs"]), **wanted)
     logits = task.logits(outputs, batch["inputs"])
     if len(logits):
         logits = logits.index_select(0, batch["target_index"])

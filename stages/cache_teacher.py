@@ -216,6 +216,11 @@ def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
             "hidden.pooled: an encoder and a decoder give no one vector of a text; keep layers"
         )
     targets = config.targets.resolve(teacher.num_classes)
+    if targets.tail_draws and not config.task.draws:
+        raise ConfigError(
+            f"targets.tail_draws: {targets.tail_draws}, but {config.task.name} rules classes out"
+            " that a draw could hit; set it to 0 and raise top_k"
+        )
     return CaptureSpec(
         top_k=int(targets.top_k),
         tail_draws=targets.tail_draws,

@@ -60,7 +60,8 @@ def _export_int8(run: FinishedRun, folder: Path, dtype: str | None) -> Saved:
 def _export_onnx(run: FinishedRun, folder: Path, dtype: str | None) -> Saved:
     model, examples = run.load(), _first_examples(run)
     widest = sorted(examples, key=lambda e: (len(e.segment_lengths), len(e.input_ids)))[-2:]
-    inputs = run.reading.collator([])([*widest, *widest][:2])["inputs"]  # two rows at least
+    batch = run.reading.collator([])([*widest, *widest][:2])  # two rows at least
+    inputs = run.reading.task.model_inputs(model, batch["inputs"])
     save_onnx(model, inputs, folder)
     graph = GraphStudent(folder, model.config)
     difference, largest = _compare_logits(run, examples, model, graph)
@@ -87,7 +88,8 @@ def _compare_logits(
         batch = collator(examples[start : start + size])
         inputs, index = batch["inputs"], batch["target_index"]
         with without_cache(one):
-            expected, found = (task.logits(m(**inputs), inputs)[index] for m in (one, other))
+            given = task.model_inputs(one, inputs)
+            expected, found = (task.logits(m(**given), inputs)[index] for m in (one, other))
         difference = max(difference, float((expected - found).abs().max()))
         largest = max(largest, float(expected.abs().max()))
     return difference, largest

@@ -21,6 +21,7 @@ from pipeline.report.contents import (
     Spell,
     bytes_table,
     class_table,
+    span_table,
     survey_table,
     token_table,
 )
@@ -88,7 +89,9 @@ def _print_example(cache: TeacherCache, example: CachedExample, console: Console
     console.print(_facts_table(facts))
     console.print()
     names = manifest.label_names
-    if not manifest.shifted and len(example.targets) == 1:
+    if manifest.task["name"] == "question-answering":
+        console.print(span_table(example, spell))
+    elif not manifest.shifted and len(example.targets) == 1:
         console.print(class_table(example, names))
     else:
         named = spell if names is None else names.__getitem__

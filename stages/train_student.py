@@ -24,7 +24,7 @@ from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
-from pipeline.reading import Reading, count_layers, open_reading
+from pipeline.reading import Reading, count_layers, load_tokenizer, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
@@ -268,7 +268,7 @@ def _describe_teacher(reading: Reading, evaluation: EvaluationConfig) -> dict[st
     """The teacher on the same held-out examples and slices, as far as its cache tells them."""
     cache = reading.cache
     held_out = Reading(cache, reading.task, reading.tokenizer, None).select(evaluation.split)
-    scores = teacher_scores(held_out)
+    scores = teacher_scores(held_out, reading.task, load_tokenizer(cache))
     slices = [column for column in evaluation.slices if column in scores.columns]
     teacher = cache.manifest.identity.teacher
     return {

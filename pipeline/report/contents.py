@@ -95,6 +95,24 @@ def class_table(example: CachedExample, label_names: Sequence[str] | None) -> Ta
     return table
 
 
+def span_table(example: CachedExample, spell: Spell, choices: int = 8) -> Table:
+    """The tokens at which an answer most probably starts or ends, in the order of the text."""
+    table = _table("", "token", "p(start)", "p(end)", "label")
+    distribution = example.targets.at(1.0)
+    found = [dict(_ranked(distribution, row)) for row in range(2)]
+    labels = example.targets.label_ids.tolist()
+    shown = {place for ranked in found for place in [*ranked][:choices]}
+    for place in sorted(shown.union(label for label in labels if label != UNLABELLED)):
+        if place < len(example.input_ids):
+            marks = [
+                end for end, label in zip(("start", "end"), labels, strict=True) if label == place
+            ]
+            cells = [f"{ranked.get(place, 0.0):.3f}" for ranked in found]
+            token = _spelt(spell, int(example.input_ids[place]))
+            table.add_row(str(place), token, *cells, " ".join(marks))
+    return table
+
+
 def _expectation(
     example: CachedExample,
     distribution: SparseDistribution,

@@ -3,6 +3,7 @@
 from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
+from pipeline.tasks.question_answering import QuestionAnswering
 from pipeline.tasks.seq2seq import Seq2Seq
 from pipeline.tasks.sequence_classification import SequenceClassification
 from pipeline.tasks.token_classification import TokenClassification
@@ -10,6 +11,7 @@ from pipeline.tasks.token_classification import TokenClassification
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "masked-lm": MaskedLM,
+    "question-answering": QuestionAnswering,
     "seq2seq": Seq2Seq,
     "sequence-classification": SequenceClassification,
     "token-classification": TokenClassification,
@@ -21,6 +23,7 @@ __all__ = [
     "CausalLM",
     "MaskedLM",
     "Observation",
+    "QuestionAnswering",
     "Scores",
     "Seq2Seq",
     "SequenceClassification",

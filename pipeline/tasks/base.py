@@ -104,6 +104,8 @@ class Task(StrictModel, ABC):
     # What `Example.segment_lengths` counts: documents, which must not see one another; parts of one
     # text, which do; or streams, each read by a stack of its own (encoder, decoder).
     segments: ClassVar[Literal["documents", "parts", "streams"]] = "parts"
+    # Whether classes that are not kept may be drawn.
+    draws: ClassVar[bool] = True
     # Columns that a student with another tokenizer makes its examples from.
     reads: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -188,6 +190,18 @@ class Task(StrictModel, ABC):
         A value of an example stands at its first target (None or nan at the others), or at all.
         """
         return {}
+
+    def recall(self, example: CachedExample, tokenizer: Any) -> dict[str, np.ndarray]:
+        """What `observe` would have found of the teacher, as far as its targets tell.
+
+        Args:
+            tokenizer: the teacher's.
+        """
+        return {}
+
+    def model_inputs(self, model: Any, inputs: Inputs) -> Inputs:
+        """What a model is called with, of the inputs of a batch; `logits` sees all of them."""
+        return inputs
 
     def logits(self, outputs: Any, inputs: Inputs) -> Tensor:
         """The rows that `Batch.target_index` counts, of what a model returned: [rows, V']."""

@@ -46,6 +46,7 @@ class Asked(Protocol):
 
     @property
     def label_names(self) -> list[str] | None: ...
+    def model_inputs(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]: ...
     def logits(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor: ...
     def hidden_states(self, outputs: Any) -> Sequence[Tensor]: ...
 
@@ -198,12 +199,13 @@ class Teacher:
         """What the logits are made from, by row (what the head is given, where there is one), and
         hidden states."""
         wanted = {"output_hidden_states": True} if spec.needs_states else {}
+        known = self.task.model_inputs(self.model, inputs)
         if self.head is None:
-            outputs = self.model(**inputs, **wanted)
+            outputs = self.model(**known, **wanted)
             rows = self.task.logits(outputs, inputs)
         else:
             with head_input(self.model) as seen:
-                outputs = self.model(**inputs, **wanted)
+                outputs = self.model(**known, **wanted)
             rows = seen[0].flatten(0, -2)
         return rows, self.task.hidden_states(outputs) if wanted else ()
 
