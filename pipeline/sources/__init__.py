@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.config import canonical_json
 from pipeline.errors import DataError
+from pipeline.sources.augmenting import Augmentation, augment, list_words
 from pipeline.sources.config import DataConfig, Labelled
 from pipeline.sources.labels import LabelSet, collect_labels, complain_about
 from pipeline.sources.opening import Opened, open_dataset, pick_splits, split_by_column
@@ -28,7 +29,7 @@ from pipeline.sources.stdlib import stdlib_rows
 from pipeline.sources.ud import open_ud
 from pipeline.sources.xquad import open_xquad
 
-__all__ = ["DataConfig", "Labelled", "Rows", "load_rows"]
+__all__ = ["Augmentation", "DataConfig", "Labelled", "Rows", "load_rows"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class Rows:
         parts: the kept rows of each split.
         labels: the label set, None for data without a column of labels or tags.
         keeps_label: [n] bool for the train rows, None where all keep their label.
+        augmentation: of the training texts, None for none.
         description: source, configurations, splits and counts; JSON values only.
     """
 
     parts: tuple[Part, ...]
     labels: LabelSet | None
     keeps_label: np.ndarray | None
+    augmentation: Augmentation | None
     description: Mapping[str, Any]
 
     @property
@@ -57,9 +60,20 @@ class Rows:
         return self.labels.names if self.labels else None
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        copies = self.augmentation.copies if self.augmentation else 0
+        times = {"train": 1 + copies}
+        return sum(len(part) * times.get(part.split, 1) for part in self.parts)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.augmentation is None:
+            return self._read()
+        return augment(self._read(), self.augmentation, self._words)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        return list_words(self._read())
+
+    def _read(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             masked = self.keeps_label if part.split == "train" else None
             column = part.class_column or "answers"
@@ -110,7 +124,7 @@ def load_rows(config: DataConfig, unique: bool = True) -> Rows:
     known = labels is not None or "answers" in columns
     if config.labelled is not None and train is not None and known:
         keeps = _choose_labelled(train, config.labelled)
-    return Rows(parts, labels, keeps, _describe(config, parts, keeps))
+    return Rows(parts, labels, keeps, config.augment, _describe(config, parts, keeps))
 
 
 def _open(config: DataConfig) -> Opened:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import StrictModel
+from pipeline.sources.augmenting import Augmentation
 
 Split = Literal["train", "validation", "test"]
 Count = Annotated[int, Field(ge=1)]
@@ -46,6 +47,7 @@ class DataConfig(StrictModel):
         max_examples: the first rows in source order, for every split or by split.
         labelled: which train rows keep their label; all where it is left out.
         label_names: the classes in order; found in the data where they are left out.
+        augment: changed copies of the training texts, for a teacher to judge.
         licence: what the model card says of the data, for instance cc-by-sa-4.0.
     """
 
@@ -61,6 +63,7 @@ class DataConfig(StrictModel):
     max_examples: Count | dict[Split, Count] | None = None
     labelled: Labelled | None = None
     label_names: list[str] | None = None
+    augment: Augmentation | None = None
     licence: str | None = None
 
     @model_validator(mode="after")
