@@ -33,7 +33,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         {"label_smoothing": 0.1},
         {"positions": {"weight": "entropy"}, "class_weights": {0: 3.0, 4: 0.5}},
     ],
-    "uld": [{"num_classes": V, "temperature": 2.0}, {"num_classes": V}],
+    "uld": [{"num_classes": V, "temperature": 2.0}, {}],
     "pseudo_label": [{"positions": {"weight": "confidence"}}],
     "hidden_mse": [
         {"layers": {1: -1}},
