@@ -54,8 +54,8 @@ def _layer(states: Sequence[Tensor], signal: str) -> Tensor:
 def _find(seen: Mapping[str, Tensor], signal: str) -> Tensor:
     if signal not in seen:
         raise ModelError(
-            f"losses: the student's attention was not seen at work ({signal}); leave out"
-            " training.torch_compile, or the losses that compare attention"
+            f"losses: the student's attention was not seen at work ({signal}); set the layerdrop of"
+            " its config to 0, and leave out training.torch_compile"
         )
     return seen[signal]
 

@@ -13,7 +13,7 @@ from pipeline.config import StrictModel, parse_config
 from pipeline.examples import Example
 from pipeline.targets import UNLABELLED
 
-_NAMES = ("all", "labelled", "last")
+_NAMES = ("all", "labelled", "first", "last")
 
 
 class Every(StrictModel):
@@ -31,8 +31,9 @@ def _read(value: Any) -> Any:
     raise ValueError(f"expected {', '.join(_NAMES)}, or every: a number")
 
 
-# "all" of the task's; "labelled", those with a target that has a label; "last" of each document.
-Positions = Annotated[Literal["all", "labelled", "last"] | Every, BeforeValidator(_read)]
+# "all" of the task's; "labelled", those with a target that has a label; "first" of the example,
+# where encoders have their [CLS]; "last" of each document.
+Positions = Annotated[Literal["all", "labelled", "first", "last"] | Every, BeforeValidator(_read)]
 
 
 def pick_positions(features: np.ndarray, example: Example, positions: Positions) -> np.ndarray:
@@ -47,6 +48,8 @@ def pick_positions(features: np.ndarray, example: Example, positions: Positions)
     if positions == "labelled":
         labelled = example.target_positions[example.label_ids != UNLABELLED]
         return features[np.isin(features, labelled)]
+    if positions == "first":
+        return features[:1]
     if positions == "last":
         document = np.searchsorted(np.cumsum(example.segment_lengths), features, side="right")
         return features[np.flatnonzero(np.diff(document, append=-1))]

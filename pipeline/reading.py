@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_tokenizer
 from pipeline.losses.base import Loss
+from pipeline.losses.relations import RelationLoss
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
 
@@ -126,6 +127,7 @@ class Reading:
         signals: dict[str, str] = {}
         for loss in losses:
             self._check_temperature(loss)
+            self._check_positions(loss)
             signals |= {name: self._canonical(name) for name in loss.compares.values()}
         self._require_signals(signals.values())
         manifest = self.cache.manifest
@@ -145,6 +147,14 @@ class Reading:
                 f"losses: {loss.name} asks for temperature {wanted:g}, {self.cache.path} holds"
                 f" {', '.join(f'{t:g}' for t in cached)}; use one of these, or cache the teacher"
                 " with it"
+            )
+
+    def _check_positions(self, loss: Loss) -> None:
+        kept = self.cache.manifest.positions
+        if isinstance(loss, RelationLoss) and not loss.pooled and kept in ("first", "last"):
+            raise ConfigError(
+                f"losses: {loss.name} relates the tokens of a text, {self.cache.path} keeps the"
+                f" {kept} one alone; use pooled: true, or cache with hidden.positions: all"
             )
 
     def _canonical(self, name: str) -> str:

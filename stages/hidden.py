@@ -29,7 +29,8 @@ class HiddenConfig(StrictModel):
         projection: pca (fitted to the first shard) or random, with a width; none keeps the vectors
             as they are. A student compares with the projected vectors.
         positions: of the layers: all (of a language model all that are targets), labelled (those
-            with a label), last (of each document), or every: n, one of n.
+            with a label), first (the [CLS] of encoders), last (of each document), or every: n, one
+            of n.
     """
 
     layers: tuple[int, ...] = ()

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from pipeline.losses import Loss
+from pipeline.losses.attention import MiniLM
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.losses.labels import CrossEntropy
@@ -50,7 +51,7 @@ def train(folder: Path, layout: str, tied: bool) -> Trained:
     certain = PositionWeights(weight="certainty")
     losses: list[Loss] = [ForwardKL(temperature=2.0, positions=certain), CrossEntropy()]
     if "flat" not in layout:
-        losses.append(HiddenMSE(layers={1: 1}))
+        losses += [HiddenMSE(layers={1: 1}), MiniLM(relation_heads=2)]
     student = make_student(tie_word_embeddings=tied)
     trainer = make_trainer(folder, losses, [make_example(0)], student)
     model = shard(trainer.model, layout)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.attention import PARTS, watch_attention
 from pipeline.cache import TeacherCache
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.hidden import HiddenConfig
 from stages.train_student import train_student
@@ -114,6 +114,14 @@ def test_attention_that_is_not_cached_is_refused(topics: Path, tmp_path: Path) -
     refused(r"layer 2: the model has layers 1 to 1", name="minilm", layers={2: -1})
     refused("5 do not divide the 16 numbers of the student's", name="minilm", relation_heads=5)
     refused("the student has 2 attention heads, the teacher 4", name="attention_mse")
+
+
+def test_a_layer_that_is_dropped_in_training_is_refused(topics: Path, tmp_path: Path) -> None:
+    dropped = {"layerdrop": 1.0, "ffn_dim": 24, "word_embed_proj_dim": 16}
+    student = {"from": "scratch", "architecture": "opt", **TINY, "settings": dropped}
+    loss = {"name": "minilm", "relation_heads": 2}
+    with pytest.raises(ModelError, match=r"not seen at work \(key.-1\); set the layerdrop"):
+        train(topics, tmp_path / "run", student=student, losses=[loss])
 
 
 def test_attention_needs_all_positions() -> None:

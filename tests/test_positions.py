@@ -21,15 +21,24 @@ from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.losses import HiddenCosine, HiddenMSE, Knowledge
 from pipeline.losses.hidden import HiddenLoss
+from pipeline.losses.relations import Gram
 from pipeline.outputs import run_student
 from pipeline.positions import Every, Positions, pick_positions
+from pipeline.reading import open_reading
 from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections, projections_of, weigh_terms
 from stages.cache_teacher import CacheConfig
 from stages.cli import CONFIGS
 from stages.train_student import train_student
 
-CHOICES: tuple[Positions, ...] = ("all", "labelled", "last", Every(every=2), Every(every=3))
+CHOICES: tuple[Positions, ...] = (
+    "all",
+    "labelled",
+    "first",
+    "last",
+    Every(every=2),
+    Every(every=3),
+)
 each = pytest.mark.parametrize("positions", CHOICES, ids=str)
 
 
@@ -52,6 +61,7 @@ def test_what_is_kept_of_two_packed_documents() -> None:
     example = document([5, 1, 4], [0, 1, 2, 3, 6, 7], [4, UNLABELLED, 6, 7, 8, UNLABELLED])
     assert pick(example, "all") == [0, 1, 2, 3, 6, 7]
     assert pick(example, "labelled") == [0, 2, 3, 6]
+    assert pick(example, "first") == [0]
     assert pick(example, "last") == [3, 7]
     assert pick(example, Every(every=2)) == [1, 3, 7]
     assert pick(example, Every(every=4)) == [2]
@@ -149,12 +159,16 @@ def test_a_classifiers_kept_positions_are_counted_among_all_tokens(tmp_path: Pat
     for row in (0, 3):
         assert cache[row].hidden["layer.2"].shape[0] == len(cache[row].segment_lengths)
         assert cache[row].hidden["pooled"].shape[0] == 1
+    reading = open_reading(cache, None, None, "the-student")
+    assert reading.collator([HiddenMSE(layers={1: -1}), Gram(pooled=True)]).positions == "last"
+    with pytest.raises(ConfigError, match=r"gram relates .* keeps the last one alone; use pooled"):
+        reading.collator([Gram(layers={1: -1})])
 
 
 @pytest.mark.parametrize(
     ("positions", "complaint"),
     [
-        ("first", r"hidden.positions: expected all, labelled, last, or every: a number"),
+        ("frist", r"hidden.positions: expected all, labelled, first, last, or every: a number"),
         ("{every: 1}", "positions: every: .* greater than or equal to 2"),
         ("{evry: 3}", "positions: "),
     ],

@@ -115,12 +115,14 @@ def test_dropping_the_last_batch_leaves_only_whole_ones(rows: int, size: int) ->
 
 
 def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    cache = make_language_cache(tmp_path)
+    hidden = {"layers": [-1], "qkv": [-1], "dtype": "float32"}
+    cache = make_language_cache(tmp_path, hidden=hidden)
     settings = {
         "losses": [
             {"name": "forward_kl", "weight": 0.9},
             {"name": "cross_entropy", "weight": 0.1},
             {"name": "hidden_mse", "layers": {1: -1}},
+            {"name": "minilm", "relation_heads": 4},
         ],
         "evaluation": {"every": 2},
         "max_examples": 13,
