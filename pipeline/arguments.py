@@ -72,9 +72,16 @@ class EvaluationConfig(StrictModel):
 
 
 def training_arguments(
-    settings: Mapping[str, Any], evaluation: EvaluationConfig, output: Path
+    settings: Mapping[str, Any],
+    evaluation: EvaluationConfig,
+    output: Path,
+    stage: str | None = None,
 ) -> transformers.TrainingArguments:
     """transformers.TrainingArguments by their own names, over this project's defaults.
+
+    Args:
+        output: the run's folder.
+        stage: the stage's name, None where there is one only.
 
     Raises:
         ConfigError: a setting does not exist (with the nearest name) or does not fit.
@@ -102,7 +109,7 @@ def training_arguments(
         defaults["eval_steps"] = evaluation.every
     if evaluation.early_stopping:
         defaults |= _early_stopping_arguments(evaluation)
-    fixed = {"output_dir": str(output / "checkpoints")}
+    fixed = {"output_dir": str(output / "checkpoints" / (stage or ""))}
     try:
         args = transformers.TrainingArguments(**defaults | dict(settings) | fixed)
     except (ValueError, TypeError) as error:

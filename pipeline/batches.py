@@ -101,6 +101,7 @@ class StepSampler(Sampler[list[int]]):
 
     Args:
         visits: how many rows there are, each of which an epoch visits once, or what it deals.
+        first_epoch: whose order comes first; a later stage goes on where the one before ended.
 
     Raises:
         ConfigError: there are fewer rows than ranks.
@@ -114,6 +115,7 @@ class StepSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        first_epoch: int = 0,
     ):
         rows = visits if isinstance(visits, int) else len(visits)
         if rows < world_size:
@@ -124,7 +126,7 @@ class StepSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.epoch = self.first_epoch = first_epoch
         self._size = batch_size * world_size
         whole, left = divmod(rows, self._size)
         drop = drop_last and whole > 0
@@ -132,8 +134,8 @@ class StepSampler(Sampler[list[int]]):
         self._end = whole * self._size if drop else rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch = epoch
+        """Choose the epoch, from the first, whose order the next iteration follows."""
+        self.epoch = self.first_epoch + epoch
 
     def __len__(self) -> int:
         return self._steps

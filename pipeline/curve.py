@@ -6,37 +6,58 @@ logs of transformers -> line -> file; after an interruption -> cut back to the l
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Where the lines go."""
+    """Where the lines go, and what was before them.
+
+    Attributes:
+        path: of the file.
+        stage: the stage's name, in each line; None in a training of one stage.
+        steps, epochs: of the stages before, from which those of this one count on.
+    """
 
     path: Path
+    stage: str | None = None
+    steps: int = 0
+    epochs: float = 0.0
+
+    @property
+    def next_epoch(self) -> int:
+        """The first epoch that no stage before has begun."""
+        return ceil(self.epochs - 1e-6)
 
     def append(self, step: int, epoch: float, seconds: float, logs: Mapping[str, float]) -> None:
         """Write a line of training losses or of held-out metrics; any other log is left out.
 
         Args:
-            seconds: of training so far.
+            step, epoch: of this stage.
+            seconds: of training so far, all stages.
             logs: as transformers gives them, held-out metrics by the prefix `eval_`.
         """
         held_out = any(key.startswith("eval_") for key in logs)
         if not held_out and "loss" not in logs:
             return  # the closing summary of transformers, in no unit of ours
         line = {
-            "step": step,
-            "epoch": epoch,
+            "step": self.steps + step,
+            "epoch": self.epochs + epoch,
             "split": "eval" if held_out else "train",
+            **({"stage": self.stage} if self.stage else {}),
             "seconds": seconds,
-            **{key.removeprefix("eval_"): value for key, value in logs.items()},
+            **{key.removeprefix("eval_"): logs[key] for key in logs if key != "epoch"},
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def cut(self, last_step: int) -> float:
-        """Drop the lines after a step; return the seconds of the last one that is kept."""
+    def cut(self, last_step: int | None) -> float:
+        """Drop the lines that will be written again; return the seconds of the last one kept.
+
+        Args:
+            last_step: of this stage, the last that was saved; None where it begins anew.
+        """
         if not self.path.is_file():
             return 0.0
         kept, seconds = [], 0.0
@@ -44,8 +65,11 @@ class Curve:
             if not line.endswith("\n"):
                 break  # cut off
             values = json.loads(line)
-            if values["step"] <= last_step:
-                kept.append(line)
-                seconds = values["seconds"]
+            if values.get("stage") == self.stage and (
+                last_step is None or values["step"] > self.steps + last_step
+            ):
+                continue
+            kept.append(line)
+            seconds = values["seconds"]
         self.path.write_text("".join(kept), encoding="utf-8")
         return seconds

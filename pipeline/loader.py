@@ -17,12 +17,14 @@ def load_batches(
     collator: Collator,
     args: TrainingArguments,
     batch_size: int,
+    first_epoch: int = 0,
     seat: Seat | None = None,
 ) -> DataLoader[Any]:
     """This rank's share of every batch.
 
     Args:
         batch_size: examples of one rank's batch.
+        first_epoch: whose order comes first.
         seat: among students that read their batches together.
     """
     sampler = StepSampler(
@@ -32,6 +34,7 @@ def load_batches(
         args.process_index,
         args.world_size,
         args.dataloader_drop_last,
+        first_epoch,
     )
     examples: Any = train
     collate: Any = collator

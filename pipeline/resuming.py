@@ -6,14 +6,17 @@ config.yaml -> checkpoints -> result.json, which makes it whole
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
-from pipeline.runs import Result, write_result
+from pipeline.runs import Result, write_json, write_result
 
 
 def check_run_folder(output: Path, config: StrictModel) -> bool:
@@ -31,7 +34,7 @@ def check_run_folder(output: Path, config: StrictModel) -> bool:
         there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
         if there == here:
             return finished
-        if finished or _checkpoints(output):
+        if finished or _begun(output / "checkpoints"):
             key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
             raise ConfigError(
                 f"{output}: holds a run of another config ({key}: {there.get(key)} there,"
@@ -50,10 +53,46 @@ def finish_run(output: Path, result: Result) -> None:
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
-def _checkpoints(output: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Taken:
+    """What a training took up to some point, all its stages and sessions together.
+
+    Attributes:
+        steps: optimizer steps.
+        epochs: passes over the examples.
+        examples, tokens: that were read, epochs included.
+        seconds: of training alone, without evaluation.
+    """
+
+    steps: int = 0
+    epochs: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_stage(folder: Path, weights: Mapping[str, Any], taken: Taken) -> None:
+    """Keep the weights that a stage ended with; stage.json, written last, makes them whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(weights), folder / "weights.pt")
+    write_json(folder / "stage.json", asdict(taken))
+    for checkpoint in _checkpoints(folder):
+        shutil.rmtree(checkpoint)
+
+
+def read_stage(folder: Path) -> tuple[Taken, dict[str, Any]] | None:
+    """What a stage took and the weights that it ended with; None where it has not ended."""
+    record = folder / "stage.json"
+    if not record.is_file():
+        return None
+    weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+    return Taken(**json.loads(record.read_text(encoding="utf-8"))), weights
+
+
+def _checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints, oldest first: trainer_state.json is what transformers writes last."""
     found = []
-    for state in (output / "checkpoints").glob("checkpoint-*/trainer_state.json"):
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
         try:
             json.loads(state.read_text(encoding="utf-8"))
         except ValueError:
@@ -62,10 +101,16 @@ def _checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """The newest whole checkpoint, None where there is none."""
-    found = _checkpoints(output)
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint of a folder of them, None where there is none."""
+    found = _checkpoints(folder)
     return str(found[-1]) if found else None
+
+
+def _begun(checkpoints: Path) -> bool:
+    """Whether anything is there that a run could go on from."""
+    folders = [checkpoints, *(folder for folder in checkpoints.glob("*") if folder.is_dir())]
+    return any(_checkpoints(f) or (f / "stage.json").is_file() for f in folders)
 
 
 def _resolve(path: Path, config: StrictModel) -> Any:

@@ -3,6 +3,7 @@
 <run>/
   config.yaml         the resolved config
   metrics.jsonl       one line per log: {"step": ..., "split": "train"|"eval", "<name>": value, ...}
+                      and "stage" where there are several
   config.json, model.safetensors, tokenizer files, README.md     what from_pretrained opens
   tensorboard/        where training.report_to asks for it
   checkpoints/        while it trains
@@ -48,6 +49,13 @@ class Result:
     training: Mapping[str, Any]
     metrics: list[Metric]
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> list[Mapping[str, Any]]:
+        """The terms it was trained with, those of all stages."""
+        everywhere = self.config.get("losses") or []
+        stages = self.config.get("stages") or [{}]
+        return [loss for stage in stages for loss in stage.get("losses") or everywhere]
 
     def metric(self, name: str, slice: str = "all") -> float | None:
         """The value of a metric on a slice, None where it was not measured."""

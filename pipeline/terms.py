@@ -47,6 +47,22 @@ def attach_projections(
     model.add_module(PROJECTIONS, modules)
 
 
+def carry_projections(
+    before: nn.ModuleDict, had: Sequence[Loss], model: PreTrainedModel, losses: Sequence[Loss]
+) -> None:
+    """Let the projections of losses that were there before go on, whatever their weights.
+
+    Args:
+        before: the projections of the losses `had`.
+        model: with new ones of `losses`.
+    """
+    known = {loss.model_dump_json(exclude={"weight"}): before[str(i)] for i, loss in enumerate(had)}
+    for index, loss in enumerate(losses):
+        same = known.get(loss.model_dump_json(exclude={"weight"}))
+        if same is not None:
+            projections_of(model)[str(index)].load_state_dict(same.state_dict())
+
+
 def projections_of(model: nn.Module) -> nn.ModuleDict:
     """The module `attach_projections` added, under any wrapper."""
     found = getattr(unwrap(model), PROJECTIONS)

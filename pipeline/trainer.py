@@ -9,6 +9,7 @@ The trainer is handed examples; it does not know whether a teacher ever lived.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         collator: joins them into batches.
         args: transformers' own arguments.
         evaluate_model: measures the student on held-out examples; None for no evaluation.
-        curve: takes one line per log.
+        curve: takes one line per log, and says which epoch comes first.
         seconds_before: of training before this session, where a run continues.
         learning_rates: of parts of the model that do not learn at `args.learning_rate`.
         seat: among students that read their batches together.
@@ -86,7 +87,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.gradual = gradual
         self._unfreezing: Unfreezing | None = None
         self.seconds_evaluating = 0.0
-        self._began = time.perf_counter() - seconds_before
+        self._began = time.perf_counter() - seconds_before - (seat.waited if seat else 0.0)
         self._term_sums = torch.zeros(len(self.losses))
         self._steps_summed = 0
         marks = collator.marks
@@ -121,8 +122,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This rank's share of every batch; accelerate would repeat examples to fill the last."""
+        size, first = self._train_batch_size, self.curve.next_epoch if self.curve else 0
         return load_batches(
-            self.train_dataset, self.data_collator, self.args, self._train_batch_size, self.seat
+            self.train_dataset, self.data_collator, self.args, size, first, self.seat
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -144,12 +146,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
         """Collect the micro-batches of one optimizer step and count their valid units."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
         self._steps_summed += 1
@@ -192,9 +189,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         Args:
             num_items_in_batch: of each loss, [L]; the batch's own if None.
         """
-        units = num_items_in_batch
-        if units is None:
-            units = self._count_units(inputs)
+        units = self._count_units(inputs) if num_items_in_batch is None else num_items_in_batch
         shares = torch.where(units > 0.0, 1.0 / units, 0.0)
         progress = self.progress
         losses = [loss.at(progress) for loss in self.losses]
@@ -280,7 +275,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
         if self.curve is not None and self.is_world_process_zero():
             state = self.state
-            self.curve.append(state.global_step, state.epoch, self.seconds_training, logs)
+            self.curve.append(state.global_step, state.epoch or 0.0, self.seconds_training, logs)
 
     def _mean_terms(self) -> dict[str, float]:
         """Means over the steps since the last log; each rank has the sums of its own share."""

@@ -1,7 +1,6 @@
-"""One training run, from a built model to a finished folder: arguments, resuming, saving,
-measuring.
+"""One training run, from a built model to a finished folder: stages, resuming, saving, measuring.
 
-    model + losses + examples -> DistillationTrainer -> from_pretrained folder -> metrics
+    model + stages -> DistillationTrainer for each -> from_pretrained folder -> metrics
 
 Used by the stages that train a teacher and a student; neither knows more of training than this.
 """
@@ -23,15 +22,14 @@ from pipeline.batches import Collator, Selection
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.evaluation import measure, score_model
-from pipeline.freezing import Gradual
 from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
-from pipeline.optimizing import LearningRates
-from pipeline.resuming import last_checkpoint
+from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage
+from pipeline.staging import TrainingStage
 from pipeline.student.key_values import without_cache
 from pipeline.tasks.base import Scores, Task
-from pipeline.terms import PROJECTIONS
+from pipeline.terms import PROJECTIONS, attach_projections, carry_projections
 from pipeline.trainer import DistillationTrainer
 
 
@@ -39,124 +37,218 @@ from pipeline.trainer import DistillationTrainer
 class Outcome:
     """What a training run gave: final scores and metrics, and what it took.
 
-    `seconds` is training alone, without evaluation, earlier sessions of a continued run included;
-    `tokens` counts input tokens, epochs included; `writes` says whether this process is the one
-    that writes the folder (the first of several).
+    `taken` counts all stages, earlier sessions of a continued run included; `writes` says whether
+    this process is the one that writes the folder (the first of several).
     """
 
     scores: Scores
     metrics: list[Metric]
-    steps: int
-    epochs: float
-    seconds: float
+    taken: Taken
     evaluation_seconds: float
-    tokens: int
     device: str
     writes: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """What the training took, for result.json."""
+        return {
+            "steps": self.taken.steps,
+            "epochs": self.taken.epochs,
+            "examples_seen": self.taken.examples,
+            "tokens_seen": self.taken.tokens,
+            "seconds": self.taken.seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+        }
 
 
 def train_model(
     model: transformers.PreTrainedModel,
     task: Task,
-    losses: Sequence[Loss],
-    train: Selection,
+    stages: Sequence[TrainingStage],
     held_out: Mapping[str, Selection],
-    collator: Collator,
     tokenizer: Any,
-    training: Mapping[str, Any],
     evaluation: EvaluationConfig,
     output: Path,
-    learning_rates: LearningRates | None = None,
-    gradual: Gradual | None = None,
     save_dtype: torch.dtype = torch.float32,
-    callbacks: Sequence[transformers.TrainerCallback] = (),
     seat: Seat | None = None,
 ) -> Outcome:
-    """Train, resuming from the last checkpoint in the folder; save; measure what was saved.
+    """Train stage after stage, resuming where an earlier session was; save; measure what was saved.
 
     Args:
-        model: the student, with the losses' projections attached.
-        train: examples to learn from; held_out: split name -> examples to measure on.
-        training: names and values of transformers.TrainingArguments.
-        learning_rates: of parts of the model that do not learn at `training.learning_rate`.
-        gradual: lets layers learn one after the other.
+        model: the student.
+        stages: what it learns; each begins with the weights of the one before.
+        held_out: split name -> examples to measure on.
         save_dtype: precision of the weights in the finished folder.
-        callbacks: of transformers, for instance to show progress.
         seat: among students that read their batches together.
 
     Raises:
-        ConfigError: a setting or split does not exist.
+        ConfigError: a setting, a name pattern or a split does not exist.
         NumericalError: the loss is not finite.
     """
     task.require_packages()
-    args = training_arguments(training, evaluation, output)
-    resume, curve_file = last_checkpoint(output), Curve(output / "metrics.jsonl")
-    last_step = int(resume.rpartition("-")[2]) if resume else -1
-    seconds_before = curve_file.cut(last_step) if args.process_index == 0 else 0.0
-    final = _held_out(held_out, evaluation.split, "split")
-    _require_columns(final, evaluation.slices, "slices")
-    curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
-    curve, columns = _curve_examples(curve, evaluation), evaluation.curve_columns
-    _require_columns(curve, columns, "curve_slices")
-    # One teacher measures, every example alike.
-    plain = dataclasses.replace(collator, signals={}, company=None, marks=None)
-    shared: dict[str, Any] = {
-        "rank": args.process_index,
-        "world_size": args.world_size,
-        "tokenizer": tokenizer,
-    }
-
-    def measure_curve(student: nn.Module) -> list[Metric]:
-        scores = score_model(student, curve, plain, evaluation.batch_size, **shared)
-        return measure(task, scores, columns)
-
-    stopping = evaluation.early_stopping
-    patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+    planned = [training_arguments(s.training, evaluation, output, s.name) for s in stages]
+    exam = _Exam(task, held_out, evaluation, stages[0].collator, tokenizer, planned[0])
+    course = _Course(model, exam, output, seat)
+    for stage in stages[1:]:
+        course.prepare(stage)  # what does not fit is refused before the first step
     with without_cache(model):
-        trainer = DistillationTrainer(
-            model,
-            losses,
-            train,
-            collator,
-            args,
-            evaluate_model=measure_curve if evaluation.every else None,
-            curve=curve_file,
-            seconds_before=seconds_before,
-            learning_rates=learning_rates,
-            seat=seat,
-            gradual=gradual,
-            callbacks=[*patience, *_reporters(args, output), *callbacks],
-        )
-        trainer.train(resume_from_checkpoint=resume)
-    seconds = trainer.seconds_training
+        for number, (stage, args) in enumerate(zip(stages, planned, strict=True)):
+            course.begin(stage, args.seed + number if number else None)
+            course.learn(stage, args, last=number == len(stages) - 1)
     delattr(model, PROJECTIONS)
     _round_weights(model.eval(), save_dtype)
-    scores = score_model(model, final, plain, evaluation.batch_size, **shared)
-    if trainer.is_world_process_zero():
+    scores = exam.final(model)
+    writes = planned[0].process_index == 0
+    if writes:
         model.to(save_dtype).save_pretrained(output)
         tokenizer.save_pretrained(output)
     return Outcome(
         scores=scores,
         metrics=measure(task, scores, evaluation.slices),
-        steps=trainer.state.global_step,
-        epochs=float(trainer.state.epoch or 0.0),
-        seconds=seconds,
-        evaluation_seconds=trainer.seconds_evaluating,
-        tokens=trainer.state.num_input_tokens_seen,
-        device=str(args.device),
-        writes=trainer.is_world_process_zero(),
+        taken=course.taken,
+        evaluation_seconds=course.evaluation_seconds,
+        device=str(planned[0].device),
+        writes=writes,
     )
 
 
+class _Exam:
+    """Held-out measurement: points of the curve, and the scores at the end."""
+
+    def __init__(
+        self,
+        task: Task,
+        held_out: Mapping[str, Selection],
+        evaluation: EvaluationConfig,
+        collator: Collator,
+        tokenizer: Any,
+        args: transformers.TrainingArguments,
+    ):
+        self.evaluation = evaluation
+        self._task = task
+        self._final = _held_out(held_out, evaluation.split, "split")
+        _require_columns(self._final, evaluation.slices, "slices")
+        curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
+        self._curve = _curve_examples(curve, evaluation)
+        _require_columns(self._curve, evaluation.curve_columns, "curve_slices")
+        # One teacher measures, every example alike, without hidden states.
+        self._collator = dataclasses.replace(collator, signals={}, company=None, marks=None)
+        self._shared: dict[str, Any] = {
+            "rank": args.process_index,
+            "world_size": args.world_size,
+            "tokenizer": tokenizer,
+        }
+
+    def curve(self, model: nn.Module) -> list[Metric]:
+        """The metrics of a point of the curve."""
+        return measure(self._task, self._score(model, self._curve), self.evaluation.curve_columns)
+
+    def final(self, model: nn.Module) -> Scores:
+        """The scores on the final split."""
+        return self._score(model, self._final)
+
+    def _score(self, model: nn.Module, examples: Selection) -> Scores:
+        size = self.evaluation.batch_size
+        return score_model(model, examples, self._collator, size, **self._shared)
+
+
+class _Course:
+    """A model on its way through the stages: what it has taken so far, and what may learn."""
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        exam: _Exam,
+        output: Path,
+        seat: Seat | None,
+    ):
+        self.taken, self.evaluation_seconds = Taken(), 0.0
+        self._model, self._exam, self._output, self._seat = model, exam, output, seat
+        self._losses: Sequence[Loss] = ()
+        self._learnable = [p for p in model.parameters() if p.requires_grad]
+
+    def prepare(self, stage: TrainingStage) -> None:
+        """Freeze what a stage freezes, and nothing else."""
+        for parameter in self._learnable:
+            parameter.requires_grad_(True)
+        stage.freezing.apply(self._model)
+
+    def begin(self, stage: TrainingStage, seed: int | None) -> None:
+        """Freeze, and give the model the stage's projections; those it has from before go on."""
+        before = getattr(self._model, PROJECTIONS, None)
+        if before is not None:
+            delattr(self._model, PROJECTIONS)
+        self.prepare(stage)
+        if seed is not None:  # of new projections; the same after an interruption
+            torch.manual_seed(seed)
+        attach_projections(self._model, stage.losses, stage.teacher_widths)
+        if before is not None:
+            carry_projections(before, self._losses, self._model, stage.losses)
+        self._losses = stage.losses
+
+    def learn(self, stage: TrainingStage, args: transformers.TrainingArguments, last: bool) -> None:
+        """Train a stage, or take over the weights that an earlier session ended it with."""
+        folder, found = Path(args.output_dir), read_stage(Path(args.output_dir))
+        if found is not None:
+            self.taken, weights = found
+            self._model.load_state_dict(weights)
+            return
+        trainer = self._train(stage, args)
+        self.evaluation_seconds += trainer.seconds_evaluating
+        before, state = self.taken, trainer.state
+        epochs = float(state.epoch or 0.0)
+        self.taken = Taken(
+            steps=before.steps + state.global_step,
+            epochs=before.epochs + epochs,
+            examples=before.examples + round(epochs * len(stage.train.deal or stage.train)),
+            tokens=before.tokens + state.num_input_tokens_seen,
+            seconds=trainer.seconds_training,
+        )
+        if last:
+            return
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if trainer.is_world_process_zero():
+            save_stage(folder, weights, self.taken)
+
+    def _train(
+        self, stage: TrainingStage, args: transformers.TrainingArguments
+    ) -> DistillationTrainer:
+        resume, evaluation = last_checkpoint(Path(args.output_dir)), self._exam.evaluation
+        curve = Curve(
+            self._output / "metrics.jsonl", stage.name, self.taken.steps, self.taken.epochs
+        )
+        saved = int(resume.rpartition("-")[2]) if resume else None
+        seconds = curve.cut(saved) if args.process_index == 0 else 0.0
+        stopping = evaluation.early_stopping
+        patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+        trainer = DistillationTrainer(
+            self._model,
+            stage.losses,
+            stage.train,
+            stage.collator,
+            args,
+            evaluate_model=self._exam.curve if evaluation.every else None,
+            curve=curve,
+            seconds_before=max(seconds, self.taken.seconds),
+            learning_rates=stage.learning_rates,
+            gradual=stage.freezing.gradual,
+            seat=self._seat,
+            callbacks=[*patience, *_reporters(args, self._output, stage.name), *stage.callbacks],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+
 def _reporters(
-    args: transformers.TrainingArguments, output: Path
+    args: transformers.TrainingArguments, output: Path, stage: str | None
 ) -> list[transformers.TrainerCallback]:
     """TensorBoard's files beside the curve: the folder of checkpoints, its default, is removed."""
     if "tensorboard" not in args.report_to or os.getenv("TENSORBOARD_LOGGING_DIR"):
         return []
     args.report_to = [name for name in args.report_to if name != "tensorboard"]
     writer = TensorBoardCallback()
-    writer.logging_dir = str(output / "tensorboard")
+    writer.logging_dir = str(output / "tensorboard" / (stage or ""))
     return [writer]
 
 

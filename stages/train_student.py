@@ -6,30 +6,32 @@ refused before the first step.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-import torch
 import transformers
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.accounts import ExampleWeights, Marks
+from pipeline.accounts import ExampleWeights
 from pipeline.arguments import EvaluationConfig
-from pipeline.batches import Collator, Selection
+from pipeline.batches import Selection
 from pipeline.cache import TeacherCache
-from pipeline.config import StrictModel, member_of
+from pipeline.config import StrictModel
 from pipeline.evaluation import measure, teacher_scores
 from pipeline.freezing import Freeze, Freezing
 from pipeline.lockstep import Seat
-from pipeline.losses import LOSSES
-from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
-from pipeline.reading import Reading, count_layers, load_tokenizer, open_reading
+from pipeline.reading import Reading, load_tokenizer, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
+from pipeline.staging import (
+    AnyLoss,
+    StageConfig,
+    merge_stages,
+    require_stages,
+)
 from pipeline.student import (
     FromScratch,
     Origin,
@@ -37,15 +39,13 @@ from pipeline.student import (
     name_labels,
     own_tokenizer,
 )
-from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Scores
-from pipeline.teachers import FurtherTeachers, make_company
-from pipeline.terms import attach_projections
-from pipeline.training import Outcome, train_model
+from pipeline.teachers import FurtherTeachers
+from pipeline.training import train_model
 from stages.naming import name_teacher
-from stages.progress import TrainingProgress
 from stages.provenance import describe_provenance
 from stages.quiet import quiet_libraries
+from stages.student_stages import count_rows, plan_stages
 
 
 class StudentConfig(StrictModel):
@@ -58,6 +58,8 @@ class StudentConfig(StrictModel):
         inputs: other texts of the cached examples, joined by id; None reads what the teacher read.
         losses: the weighted terms; labels alone are `cross_entropy`.
         further_teachers: other caches of the same example ids.
+        stages: trained one after the other; what they leave out is as beside them. Left out, the
+            training is one stage.
         sampling: how often an epoch shows the examples of each language; each once where left out.
         example_weights: how much the examples of each language count; alike where left out.
         log_slices: columns for each of whose values the curve has every term of the loss.
@@ -73,7 +75,8 @@ class StudentConfig(StrictModel):
     output: Path
     student: Origin
     inputs: DataConfig | None = None
-    losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
+    losses: list[AnyLoss] | None = Field(default=None, min_length=1)
+    stages: list[StageConfig] | None = Field(default=None, min_length=1)
     further_teachers: FurtherTeachers | None = None
     sampling: Sampling | None = None
     example_weights: ExampleWeights | None = None
@@ -84,6 +87,25 @@ class StudentConfig(StrictModel):
     learning_rates: LearningRates | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> "StudentConfig":
+        require_stages(self._top, self.stages)
+        return self
+
+    @property
+    def _top(self) -> StageConfig:
+        return StageConfig(
+            losses=self.losses,
+            training={"seed": self.seed, **self.training},
+            learning_rates=self.learning_rates,
+            freeze=self.freeze,
+        )
+
+    @property
+    def all_stages(self) -> list[StageConfig]:
+        """The stages with nothing left out; one where the config has none."""
+        return merge_stages(self._top, self.stages)
 
 
 @quiet_libraries()
@@ -103,28 +125,19 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     model = build_student(
         config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
     )
-    losses, collator, widths = listen(config, reading, model)
     name_labels(model, manifest.label_names)
-    config.freeze.apply(model)
     parameters = model.num_parameters()
-    attach_projections(model, losses, widths)
-    train = choose_examples(config, reading)
-    collator = replace(collator, marks=_mark_examples(config, reading, train))
+    stages = plan_stages(config, reading, model)
+    train = stages[-1].train
     curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
         model,
         reading.task,
-        losses,
-        train,
+        stages,
         {name: reading.select(name) for name in {curve_split, config.evaluation.split}},
-        collator,
         reading.tokenizer,
-        {"seed": config.seed, **config.training},
         config.evaluation,
         config.output,
-        config.learning_rates,
-        config.freeze.gradual,
-        callbacks=[TrainingProgress(config.output.name)],
         seat=seat,
     )
     result = Result(
@@ -134,7 +147,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         config=config.model_dump(mode="json"),
         identity={"cache": manifest.digest},
         model=describe_model(model, parameters, reading.task.auto_class),
-        training=describe_training(outcome, len(train.deal or train)),
+        training=outcome.describe(),
         metrics=outcome.metrics,
         details=describe_findings(config, reading, train, outcome.scores),
     )
@@ -142,31 +155,6 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         write_card(config.output, result)
         finish_run(config.output, result)
     return config.output
-
-
-def listen(
-    config: StudentConfig, reading: Reading, model: transformers.PreTrainedModel
-) -> tuple[list[Loss], Collator, dict[str, int]]:
-    """The terms of the loss, the collator that brings their knowledge, widths of the signals."""
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    terms = [loss.name_classes(reading.cache.manifest.label_names) for loss in config.losses]
-    section = config.further_teachers
-    if section is None:
-        losses = [loss.resolve(depth, reading.teacher_layers) for loss in terms]
-        collator = reading.collator(losses)
-        return losses, collator, reading.widths(collator.signals)
-    caches = {name: TeacherCache.open(share.cache) for name, share in section.caches.items()}
-    losses = []
-    for loss in section.expand(terms):
-        cache = reading.cache if loss.teacher is None else caches[loss.teacher]
-        losses.append(loss.resolve(depth, count_layers(cache)))
-    company = make_company(section, reading, caches, losses)
-    collator = reading.collator([loss for loss in losses if loss.teacher is None])
-    widths = reading.widths(collator.signals)
-    for member in company.members:
-        found = member.reading.widths(member.collator.signals)
-        widths |= {f"{member.name}/{signal}": width for signal, width in found.items()}
-    return losses, replace(collator, company=company), widths
 
 
 def read_cache(config: StudentConfig) -> Reading:
@@ -178,34 +166,6 @@ def read_cache(config: StudentConfig) -> Reading:
     return replace(reading, task=reading.task.measured(config.evaluation.task))
 
 
-def choose_examples(config: StudentConfig, reading: Reading) -> Selection:
-    """What the student learns from, and how often an epoch shows it."""
-    train = reading.select("train")
-    if reading.own_rows is not None and all(loss.unit == "labels" for loss in config.losses):
-        rows = reading.own_rows  # a row without a label teaches such a student nothing
-        labelled = [i for i in train.indices if (rows[i].label_ids != UNLABELLED).any()]
-        train.indices = train.indices[np.isin(train.indices, labelled)]
-    if config.max_examples is not None:
-        train.indices = train.indices[: config.max_examples]
-    if config.sampling is not None:
-        train.deal = config.sampling.deal(reading.group(train, config.sampling.by))
-    return train
-
-
-def _mark_examples(config: StudentConfig, reading: Reading, train: Selection) -> Marks | None:
-    """What training batches tell of their examples, None where nobody asks."""
-    weights = config.example_weights
-    if weights is None and not config.log_slices:
-        return None
-    if weights is not None:
-        weights.check(list(reading.group(train, weights.by)))
-    slices = {
-        column: [name for name, rows in reading.group(train, column).items() if len(rows)]
-        for column in config.log_slices
-    }
-    return Marks(weights, slices)
-
-
 def describe_findings(
     config: StudentConfig, reading: Reading, train: Selection, scores: Scores
 ) -> dict[str, Any]:
@@ -215,39 +175,10 @@ def describe_findings(
     return {
         **reading.task.details(scores),
         "teacher": _describe_teacher(reading, config.evaluation),
-        "training_rows": _count_rows(config, reading, train),
+        "training_rows": count_rows(config, reading, train),
         "provenance": describe_provenance(
             reading, train, split, config.student, config.inputs, further
         ),
-    }
-
-
-def _count_rows(
-    config: StudentConfig, reading: Reading, train: Selection
-) -> dict[str, dict[str, dict[str, int]]]:
-    """How much there was to learn from of each language or other slice, where that is known."""
-    found = {}
-    if reading.own_rows is not None:
-        carried = reading.own_rows[0].columns
-        for column in (name for name in config.evaluation.slices if name in carried):
-            groups = reading.group(train, column)
-            found[column] = {name: {"rows": len(rows)} for name, rows in groups.items()}
-    if config.sampling is not None and train.deal is not None:
-        found[config.sampling.by] = train.deal.describe()
-    return found
-
-
-def describe_training(outcome: Outcome, examples: int) -> dict[str, Any]:
-    """What the training took, for result.json; `examples` is what an epoch has of them."""
-    return {
-        "steps": outcome.steps,
-        "epochs": outcome.epochs,
-        "examples_seen": round(outcome.epochs * examples),
-        "tokens_seen": outcome.tokens,
-        "seconds": outcome.seconds,
-        "evaluation_seconds": outcome.evaluation_seconds,
-        "device": outcome.device,
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -32,14 +32,8 @@ from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
-from stages.train_student import (
-    StudentConfig,
-    choose_examples,
-    describe_findings,
-    describe_model,
-    listen,
-    read_cache,
-)
+from stages.student_stages import choose_examples, listen
+from stages.train_student import StudentConfig, describe_findings, describe_model, read_cache
 
 
 class TaskConfig(StrictModel):
@@ -152,14 +146,16 @@ def _make_lessons(
     share_encoder(list(models.values()))
     lessons = []
     for name, reading in readings.items():
-        losses, collator, widths = listen(configs[name], reading, models[name])
+        losses, collator, widths = listen(
+            configs[name], config.tasks[name].losses, reading, models[name]
+        )
         attach_projections(models[name], losses, widths)
         lessons.append(
             Lesson(
                 name=name,
                 model=models[name],
                 losses=losses,
-                train=choose_examples(configs[name], reading),
+                train=choose_examples(configs[name], reading, losses),
                 held_out=reading.select(config.evaluation.split),
                 collator=collator,
                 tokenizer=reading.tokenizer,
@@ -174,8 +170,8 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
     evaluation, output = config.evaluation, config.output
     settings = {"seed": config.seed, **config.training}
     args = training_arguments(settings, evaluation, output)
-    resume, curve = last_checkpoint(output), Curve(output / "metrics.jsonl")
-    seconds = curve.cut(int(resume.rpartition("-")[2]) if resume else -1)
+    resume, curve = last_checkpoint(output / "checkpoints"), Curve(output / "metrics.jsonl")
+    seconds = curve.cut(int(resume.rpartition("-")[2]) if resume else None)
     stopping = evaluation.early_stopping
     patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
 

@@ -22,10 +22,10 @@ from pipeline.losses.labels import CrossEntropy
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
+from pipeline.staging import TrainingStage
 from pipeline.student import FromScratch, Origin, build_student, name_labels
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
-from pipeline.terms import attach_projections
 from pipeline.training import train_model
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
@@ -97,26 +97,25 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     task = task.complete(model.config, tokenizer)
     examples = list(task.examples(rows, tokenizer, config.data.carry))
     name_labels(model, task.label_names)
-    config.freeze.apply(model)
     loss = CrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights)
-    losses = [loss.name_classes(task.label_names)]
-    attach_projections(model, losses, {})
     parameters = model.num_parameters()
+    stage = TrainingStage(
+        losses=[loss.name_classes(task.label_names)],
+        train=Selection(examples, _split(examples, "train")),
+        collator=Collator(task, tokenizer.pad_token_id or 0),
+        training={"seed": config.seed, **config.training},
+        freezing=config.freeze,
+        callbacks=[TrainingProgress(output.name)],
+    )
     outcome = train_model(
         model,
         task,
-        losses,
-        Selection(examples, _split(examples, "train")),
+        [stage],
         {name: Selection(examples, _split(examples, name)) for name in config.data.splits},
-        Collator(task, tokenizer.pad_token_id or 0),
         tokenizer,
-        {"seed": config.seed, **config.training},
         config.evaluation,
         output,
-        None,
-        config.freeze.gradual,
         getattr(torch, config.dtype),
-        [TrainingProgress(output.name)],
     )
     result = Result(
         name=output.name,
@@ -125,15 +124,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         config=config.model_dump(mode="json"),
         identity={"data": rows.digest},
         model={"architecture": model.config.model_type, "parameters": parameters},
-        training={
-            "steps": outcome.steps,
-            "epochs": outcome.epochs,
-            "tokens_seen": outcome.tokens,
-            "seconds": outcome.seconds,
-            "evaluation_seconds": outcome.evaluation_seconds,
-            "device": outcome.device,
-            "threads": torch.get_num_threads(),
-        },
+        training=outcome.describe(),
         metrics=outcome.metrics,
         details=task.details(outcome.scores),
     )

@@ -14,7 +14,7 @@ from pipeline.arguments import EarlyStopping, EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.errors import ConfigError
 from pipeline.losses.divergences import ForwardKL
-from pipeline.terms import attach_projections
+from pipeline.staging import TrainingStage
 from pipeline.training import Outcome, train_model
 
 
@@ -28,20 +28,19 @@ def learn(output: Path, rate: float = 0.03, **evaluation: Any) -> Outcome:
         ]
     )
     model = make_student()
-    losses = [ForwardKL()]
-    attach_projections(model, losses, {})
-    return train_model(
-        model,
-        TASK,
-        losses,
-        examples,
-        {"test": examples},
-        Collator(TASK, 0, SIGNALS),
-        make_tokenizer(),
-        {"learning_rate": rate, "max_steps": 40, "per_device_train_batch_size": 9, "use_cpu": True},
-        EvaluationConfig(every=1, slices=["language"], **evaluation),
-        output,
+    stage = TrainingStage(
+        losses=[ForwardKL()],
+        train=examples,
+        collator=Collator(TASK, 0, SIGNALS),
+        training={
+            "learning_rate": rate,
+            "max_steps": 40,
+            "per_device_train_batch_size": 9,
+            "use_cpu": True,
+        },
     )
+    settings = EvaluationConfig(every=1, slices=["language"], **evaluation)
+    return train_model(model, TASK, [stage], {"test": examples}, make_tokenizer(), settings, output)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_the_best_of_a_slice_is_kept_whichever_way_is_better(
     stopping = EarlyStopping(metric=metric, slice=slice, patience=2)
     outcome = learn(tmp_path, rate=0.3, early_stopping=stopping)
     curve = [line[stopping.key] for line in read_lines(tmp_path) if line["split"] == "eval"]
-    assert len(curve) == outcome.steps == best(curve) + 3 < 40
+    assert len(curve) == outcome.taken.steps == best(curve) + 3 < 40
     [kept] = [m for m in outcome.metrics if (m.name, m.slice) == (metric, slice)]
     assert kept.value == pytest.approx(curve[best(curve)], rel=1e-5)
 

@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {
         *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
         *("generating", "lessons", "loader", "lockstep", "optimizing", "outputs", "reading"),
-        *("resuming", "teachers", "terms", "trainer", "training"),
+        *("resuming", "staging", "teachers", "terms", "trainer", "training"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.cache import RowRuns
 from pipeline.errors import ConfigError
-from pipeline.freezing import Gradual
+from pipeline.freezing import Freezing, Gradual
 from pipeline.losses.contrastive import CRD
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
+from pipeline.losses.labels import CrossEntropy
 from pipeline.resuming import check_run_folder
 from pipeline.runs import read_result
 from pipeline.sampling import Sampling
-from pipeline.terms import attach_projections
+from pipeline.staging import TrainingStage
 from pipeline.training import Outcome, train_model
 from stages.train_student import train_student
 
@@ -114,31 +117,29 @@ def learn(
     rate: float = 1e-2,
     sampling: Sampling | None = None,
     gradual: Gradual | None = None,
+    stages: Sequence[Mapping[str, Any]] = ({},),
     **evaluation: Any,
 ) -> Outcome:
     """Nine steps in three epochs of ten examples, two micro-batches a step, a save each step."""
 
-    def stop(step: int) -> None:
-        if step == stop_after:
+    taken = 0
+
+    def stop(_: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == stop_after:
             raise _StopError
 
-    losses = [ForwardKL(), HiddenMSE(layers={1: -1}), CRD(width=4, memory=6)]
-    model = make_student(attention_dropout=0.3)
-    attach_projections(model, losses, small_worlds.WIDTHS)
     examples = Selection([make_example(number) for number in range(10)])
     if sampling is not None:
         halves = {"many": RowRuns(np.array([0]), np.array([8]))}
         halves["few"] = RowRuns(np.array([8]), np.array([2]))
         examples.deal = sampling.deal(halves)
-    return train_model(
-        model,
-        small_worlds.TASK,
-        losses,
-        examples,
-        {"test": examples},
-        Collator(small_worlds.TASK, 0, small_worlds.SIGNALS),
-        make_tokenizer(),
-        {
+    stage = TrainingStage(
+        losses=[ForwardKL(), HiddenMSE(layers={1: -1}), CRD(width=4, memory=6)],
+        train=examples,
+        collator=Collator(small_worlds.TASK, 0, small_worlds.SIGNALS),
+        training={
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
             "num_train_epochs": 3,
@@ -147,10 +148,18 @@ def learn(
             "save_steps": 1,
             "learning_rate": rate,
         },
+        teacher_widths=small_worlds.WIDTHS,
+        freezing=Freezing(gradual=gradual),
+        callbacks=[OnStep(stop)],
+    )
+    return train_model(
+        make_student(attention_dropout=0.3),
+        small_worlds.TASK,
+        [replace(stage, **changes) for changes in stages],
+        {"test": examples},
+        make_tokenizer(),
         EvaluationConfig(every=1, **evaluation),
         output,
-        gradual=gradual,
-        callbacks=[OnStep(stop)],
     )
 
 
@@ -177,16 +186,20 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(
     one, other = (load_file(run / "model.safetensors") for run in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert_same_curve(whole, broken)
-    assert (found.tokens, found.steps, found.epochs) == (expected.tokens, 9, 3.0)
+    assert (found.taken.tokens, found.taken.steps, found.taken.epochs) == (
+        expected.taken.tokens,
+        9,
+        3.0,
+    )
 
 
 def test_patience_survives_an_interruption(tmp_path: Path) -> None:
-    stopping: Any = {"rate": 0.3, "early_stopping": {"metric": "loss", "patience": 3}}
+    stopping: Any = {"rate": 0.5, "early_stopping": {"metric": "loss", "patience": 3}}
     expected = learn(tmp_path / "whole", **stopping)
     with pytest.raises(_StopError):
-        learn(tmp_path / "broken", expected.steps - 1, **stopping)
+        learn(tmp_path / "broken", expected.taken.steps - 1, **stopping)
     found = learn(tmp_path / "broken", **stopping)
-    assert 3 < found.steps == expected.steps < 9
+    assert 3 < found.taken.steps == expected.taken.steps < 9
     assert_same_curve(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -205,6 +218,29 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
         file.write('{"step": 4, "epo')
     learn(broken)
     assert_same_curve(whole, broken)
+
+
+STAGES: list[dict[str, Any]] = [
+    {"name": "hidden", "losses": [HiddenMSE(layers={1: -1})], "freezing": Freezing(top=1)},
+    {"name": "logits", "freezing": Freezing(gradual=Gradual(until=0.9))},
+    {"name": "labels", "losses": [CrossEntropy()]},
+]
+
+
+@pytest.mark.parametrize("stop_after", [9, 11, 18, 20])  # at the ends of stages and within
+def test_a_run_stopped_in_any_stage_ends_with_the_same_bits(
+    tmp_path: Path, stop_after: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = learn(whole, stages=STAGES)
+    with pytest.raises(_StopError):
+        learn(broken, stop_after, stages=STAGES)
+    found = learn(broken, stages=STAGES)
+    one, other = (load_file(run / "model.safetensors") for run in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_curve(whole, broken)
+    assert replace(found.taken, seconds=0.0) == replace(expected.taken, seconds=0.0)
+    assert (found.taken.steps, found.taken.epochs, found.taken.examples) == (27, 9.0, 90)
 
 
 def test_a_config_from_before_a_setting_existed_is_the_same_config(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _name_data(data: Mapping[str, Any]) -> str:
 def _training(result: Result) -> str:
     training, config = result.training, result.config
     targets = _provenance(result, "targets")
-    lines = [f"- loss {_term(term)}" for term in config.get("losses", [])]
+    lines = [f"- loss {_term(term)}" for term in result.losses]
     if targets:
         temperatures = ", ".join(f"{t:g}" for t in targets["temperatures"])
         draws = f" and {targets['tail_draws']} draws from the rest" if targets["tail_draws"] else ""

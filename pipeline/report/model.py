@@ -32,8 +32,7 @@ class RunReport:
     @property
     def is_distilled(self) -> bool:
         """Whether any loss it was trained with asks the teacher."""
-        losses = self.result.config.get("losses") or []
-        names = {loss.get("name") for loss in losses if loss.get("weight") != 0}
+        names = {loss.get("name") for loss in self.result.losses if loss.get("weight") != 0}
         return self.is_student and bool(names - LABEL_LOSSES)
 
     @property
