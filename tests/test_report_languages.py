@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from report_cases import make_run, measure
 
-from pipeline.report import Comparison, RunReport, render_page
+from pipeline.report import Comparison, RunReport, TeacherReport, render_page
 from pipeline.report.languages import own_name
 
 ROWS = {"eng_Latn": 9_000, "amh_Ethi": 40, "arb_Arab": 700}
@@ -81,3 +81,14 @@ def test_the_scale_of_the_shades_runs_from_the_worst_value_to_the_best():
     page = render_page(Comparison([make_run("a", metrics)]))
     ends = re.findall(r'class="scale"><span>(.*?)</span><i></i><span>(.*?)</span>', page)
     assert set(ends) == {("31.7", "68.5"), ("2.000", "1.500")}
+
+
+def test_a_teacher_far_above_does_not_pale_the_students():
+    metrics = measure("language=am", accuracy=30.0) + measure("language=ar", accuracy=40.0)
+    teacher = TeacherReport("big", 1, measure("language=am", accuracy=95.0))
+    page = render_page(Comparison([make_run("a", metrics)], [teacher]))
+    assert re.findall(r'style="--v:(\d+)">([\d.]+)', page) == [
+        ("100", "95.0"),
+        ("0", "30.0"),
+        ("100", "40.0"),
+    ]

@@ -40,17 +40,24 @@ def slices_section(comparison: Comparison) -> Html:
 
 
 def shades(
-    rows: Sequence[Sequence[float | None]], lower_is_better: bool = False
+    rows: Sequence[Sequence[float | None]],
+    lower_is_better: bool = False,
+    ends: tuple[float, float] | None = None,
 ) -> list[list[float | None]]:
-    """Shades in [0, 100] over a whole table, the better the stronger; None stays None."""
+    """Shades in [0, 100] over a whole table, the better the stronger; None stays None.
+
+    Args:
+        ends: the lowest value and the highest that are told apart, those of the table by default.
+    """
     present = [value for row in rows for value in row if value is not None]
-    low, high = min(present, default=0.0), max(present, default=1.0)
+    low, high = ends or (min(present, default=0.0), max(present, default=1.0))
     spread = (high - low) or 1.0
-    ends = (high, low) if lower_is_better else (low, high)
-    sign = -1.0 if lower_is_better else 1.0
-    return [
-        [None if v is None else 100 * sign * (v - ends[0]) / spread for v in row] for row in rows
-    ]
+
+    def shade(value: float) -> float:
+        share = (high - value if lower_is_better else value - low) / spread
+        return 100 * min(max(share, 0.0), 1.0)
+
+    return [[None if value is None else shade(value) for value in row] for row in rows]
 
 
 def heat_cell(text: str, shade: float | None, *, best: bool = False) -> Html:
@@ -115,9 +122,9 @@ def _slice_table(
     by_slice = _measured_rows(comparison, slices, column)
     labels = [row.label for row in by_slice[0]]
     values = [[row.values.get(column.name) for row in rows] for rows in by_slice]
-    present = [v for row in values for v in row if v is not None]
-    decimals = decimals_of(column.unit, present)
-    colours = shades(values, column.direction == "lower")
+    decimals = decimals_of(column.unit, [v for row in values for v in row if v is not None])
+    ends = _ends(by_slice, column)
+    colours = shades(values, column.direction == "lower", ends)
     body = []
     for slice, rows, shaded in zip(slices, by_slice, colours, strict=True):
         value = slice.removeprefix(f"{name}=")
@@ -136,7 +143,15 @@ def _slice_table(
     table = scrolling(
         element("thead", head), element("tbody", *body), class_=heat_class(len(labels))
     )
-    return join(table, _scale(min(present), max(present), column, decimals))
+    return join(table, _scale(*ends, column, decimals))
+
+
+def _ends(by_slice: Sequence[Sequence[Row]], column: Column) -> tuple[float, float]:
+    """The lowest value and the highest of the students: a teacher far above would pale them all."""
+    rows = [row for rows in by_slice for row in rows if column.name in row.values]
+    students = [row for row in rows if row.role == "student"] or rows
+    values = [row.values[column.name] for row in students]
+    return min(values), max(values)
 
 
 def _scale(low: float, high: float, column: Column, decimals: int) -> Html:
