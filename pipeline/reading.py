@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batches import Collator, Selection
-from pipeline.cache import RowRuns, TeacherCache, group_rows, locate
+from pipeline.cache import MOST_GROUPS, RowRuns, TeacherCache, group_rows, locate
 from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_tokenizer
@@ -116,7 +116,13 @@ class Reading:
                 f" (there is {', '.join(sorted(carried[0]))})"
             )
         values = pa.array([str(columns[column]) for columns in carried])
-        return group_rows([values], f"inputs: column {column!r}")
+        groups = group_rows([values])
+        if groups is None:
+            raise ConfigError(
+                f"inputs: column {column!r} has more than {MOST_GROUPS:,} values; group by one of"
+                " few, such as language"
+            )
+        return groups
 
     def collator(self, losses: Sequence[Loss]) -> Collator:
         """Joins examples and the hidden-state signals that the losses compare.

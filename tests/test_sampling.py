@@ -1,9 +1,11 @@
 """Sampling by language: how much of each an epoch has, and that its order is one for all."""
 
 import pickle
+import shutil
 import tracemalloc
 from itertools import accumulate, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.batches import Selection, StepSampler
 from pipeline.cache import RowRuns, TeacherCache, group_rows, locate
+from pipeline.cache.groups import read_groups, write_groups
 from pipeline.errors import CacheError, ConfigError
 from pipeline.sampling import Deal, Sampling
 
@@ -168,7 +171,8 @@ def test_workers_are_sent_rows_and_no_order():
 def test_rows_are_found_by_value_in_any_part_of_a_cache(values, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
     pieces = [values[a:b] for a, b in pairwise([0, *cuts, len(values)])]
-    groups = group_rows((pa.array(piece, pa.large_string()) for piece in pieces), "x")
+    groups = group_rows(pa.array(piece, pa.large_string()) for piece in pieces)
+    assert groups is not None
     assert list(groups) == sorted({str(value) for value in values})
     chosen = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=30, max_size=30)))
     chosen = chosen[chosen < len(values)]
@@ -179,23 +183,53 @@ def test_rows_are_found_by_value_in_any_part_of_a_cache(values, data):
         assert locate(rows, RowRuns.of(chosen)).tolist() == places
 
 
-def test_a_cache_finds_the_rows_of_each_value(tmp_path: Path):
+def test_a_cache_finds_the_rows_of_each_value_with_and_without_its_index(tmp_path: Path):
     draft = make_draft(30)
     write_cache(tmp_path, draft)
     cache = TeacherCache.open(tmp_path)
-    for column in draft.columns:
-        groups = cache.group(column)
-        assert sum(len(rows) for rows in groups.values()) == 30
-        for name, rows in groups.items():
-            assert {str(cache[int(row)].columns[column]) for row in rows.tolist()} == {name}
+    found = [{column: cache.group(column) for column in draft.columns}]
+    assert len(list((tmp_path / "index/columns").iterdir())) == len(draft.columns) > 1
+    shutil.rmtree(tmp_path / "index/columns")
+    found.append({column: cache.group(column) for column in draft.columns})
+    for groups in found:
+        for column, values in groups.items():
+            assert sum(len(rows) for rows in values.values()) == 30
+            for name, rows in values.items():
+                told = {str(cache[int(row)].columns[column]) for row in rows.tolist()}
+                assert told == {name} and rows.tolist() == found[0][column][name].tolist()
     with pytest.raises(CacheError, match="carries no column 'langage'"):
         cache.group("langage")
 
 
-def test_a_column_of_ids_is_no_group():
-    ids = pa.array([f"id {i}" for i in range(10_001)])
-    with pytest.raises(CacheError, match="'id' has more than 10,000 values"):
-        group_rows([ids], "column 'id'")
+def test_the_index_of_a_column_tells_without_a_shard(tmp_path: Path):
+    write_cache(tmp_path, make_draft(30))
+    for shard in (tmp_path / "shards").iterdir():
+        shutil.rmtree(shard)
+    groups = TeacherCache.open(tmp_path).group("split")
+    assert groups["test"].tolist() == TeacherCache.open(tmp_path).split_indices("test").tolist()
+
+
+def test_a_column_of_ids_is_no_group(tmp_path: Path):
+    """Such a column has no index, and one that is damaged is not believed."""
+    assert group_rows([pa.array([f"id {i}" for i in range(10_001)])]) is None
+    assert group_rows([pa.array([["a", "list"], ["of", "words"]])]) is None
+    write_cache(tmp_path, make_draft(3))
+    for file in (tmp_path / "index/columns").iterdir():
+        file.write_bytes(b"ARROW1")
+    with pytest.raises(CacheError, match=r"index/columns/\w+.arrow: cannot be read"):
+        TeacherCache.open(tmp_path).group("split")
+
+
+@given(names=st.lists(st.text(max_size=4), min_size=1, max_size=12))
+def test_any_text_names_a_column_and_a_value(names):
+    with TemporaryDirectory() as folder:
+        groups = group_rows([pa.array(names)])
+        assert groups is not None
+        write_groups(Path(folder), names[0], groups)
+        found = read_groups(Path(folder), names[0])
+        assert found is not None and list(found) == sorted(set(names))
+        for name, rows in found.items():
+            assert [names[row] for row in rows.tolist()] == [name] * names.count(name)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
-from pipeline.cache.groups import group_rows, locate
+from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.manifest import (
     Draft,
@@ -26,6 +26,7 @@ from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "CODECS",
+    "MOST_GROUPS",
     "PROJECTIONS",
     "STREAM_BLOCK",
     "CacheWriter",

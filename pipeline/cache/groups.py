@@ -1,43 +1,76 @@
 """The rows of each value of a column: of a language, a source, a topic.
 
     column, one Arrow array after the other -> group_rows -> value -> RowRuns -> locate -> places
+    index/columns/<hash of the name>.arrow   the same runs, written with the cache
 
-A column is passed over once and remembered as runs, which take little where rows of one value stand
-together; where they alternate, three numbers for each row.
+Rows are held as runs, which take little where rows of one value stand together; where they
+alternate, three numbers for each row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from pipeline.cache.index import RowRuns
-from pipeline.errors import CacheError
+from pipeline.cache.index import RowRuns, hash_id, read_table, write_table
 
-_MOST_GROUPS = 10_000  # more are no groups but texts or ids
+MOST_GROUPS = 10_000  # more values are no groups but texts or ids
 
 
-def group_rows(arrays: Iterable[Any], subject: str) -> dict[str, RowRuns]:
+def write_groups(path: Path, column: str, groups: Mapping[str, RowRuns]) -> None:
+    """Write the index of a column."""
+    names = [name for name, rows in groups.items() for _ in rows.starts]
+    table = {
+        "value": pa.array(names, pa.large_string()),
+        "first_row": np.concatenate([rows.starts for rows in groups.values()]),
+        "rows": np.concatenate([rows.counts for rows in groups.values()]),
+    }
+    write_table(_find_index(path, column), pa.table(table))
+
+
+def read_groups(path: Path, column: str) -> dict[str, RowRuns] | None:
+    """What `write_groups` wrote; None where it did not.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    file = _find_index(path, column)
+    if not file.is_file():
+        return None
+    table = read_table(file)
+    coded = table["value"].combine_chunks().dictionary_encode()
+    codes, starts, counts = (
+        array.to_numpy() for array in (coded.indices, table["first_row"], table["rows"])
+    )
+    first = np.searchsorted(codes, np.arange(len(coded.dictionary) + 1))  # runs of one value follow
+    return {
+        name: RowRuns(starts[begin:end], counts[begin:end])
+        for name, begin, end in zip(coded.dictionary.to_pylist(), first, first[1:], strict=False)
+    }
+
+
+def group_rows(arrays: Iterable[Any]) -> dict[str, RowRuns] | None:
     """Rows by the value of a column, as text, in the order of the texts; a null is "None".
 
     Args:
-        arrays: the column, as Arrow arrays one after the other.
-        subject: for messages.
+        arrays: the column, as Arrow arrays one after the other; no more is read of it than
+            shows that it has too many values.
 
-    Raises:
-        CacheError: too many values.
+    Returns:
+        None where there are more than MOST_GROUPS values, or where they are lists.
     """
     codes: dict[str, int] = {}
     starts, values, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for array in arrays:
+        if pa.types.is_nested(array.type):
+            return None
         coded = array.dictionary_encode(null_encoding="encode")
         names = [str(value) for value in coded.dictionary.to_pylist()]
         own = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)
-        if len(codes) > _MOST_GROUPS:
-            raise CacheError(
-                f"{subject} has more than {_MOST_GROUPS:,} values; group by a column of few, such"
-                " as language"
-            )
+        if len(codes) > MOST_GROUPS:
+            return None
         found = own[coded.indices.to_numpy()]
         first = np.flatnonzero(np.diff(found, prepend=-1))
         starts.append(rows + first)
@@ -72,6 +105,11 @@ def locate(rows: RowRuns, chosen: RowRuns) -> RowRuns:
     places = _count_before(chosen, pieces)
     shared &= _count_before(chosen, ends) > places
     return RowRuns(places[shared], (ends - pieces)[shared])
+
+
+def _find_index(path: Path, column: str) -> Path:
+    # By hash: any text may name a column, and not every file system tells "lang" from "Lang".
+    return path / "index" / "columns" / f"{hash_id(column):016x}.arrow"
 
 
 def _edges(runs: RowRuns) -> np.ndarray:

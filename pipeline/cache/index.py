@@ -3,6 +3,7 @@
     index/ids.arrow     hash (uint64, ascending), row: searched by bisection
     index/split.arrow   runs of rows of one split; there where a column `split` is carried
     index/shards.arrow  sha256 of each shard.json
+    index/columns/      runs of rows of each value of a column; see `groups`
 
 All are mapped into memory, so that opening costs the same for ten rows as for 10^9.
 
@@ -49,7 +50,7 @@ def write_ids(path: Path, ids: Iterable[str], id_of: Callable[[int], str]) -> No
     hashes = hashes[order]
     _require_unique(hashes, order, id_of)
     table = pa.table({"hash": hashes, "row": order.astype(np.int64)})
-    _write(path / IDS, table)
+    write_table(path / IDS, table)
 
 
 def write_split(path: Path, splits: Iterable[str | None]) -> None:
@@ -58,7 +59,7 @@ def write_split(path: Path, splits: Iterable[str | None]) -> None:
     names = pa.array([name for name, _ in runs], pa.large_string())
     counts = np.array([count for _, count in runs], dtype=np.int64)
     table = pa.table({"split": names, "first_row": np.cumsum(counts) - counts, "rows": counts})
-    _write(path / SPLIT, table)
+    write_table(path / SPLIT, table)
 
 
 def write_shards(path: Path, digests: Iterable[str]) -> str:
@@ -68,7 +69,7 @@ def write_shards(path: Path, digests: Iterable[str]) -> str:
         digests: sha256 of each shard.json, in hex, in order.
     """
     values = [bytes.fromhex(digest) for digest in digests]
-    _write(path / SHARDS, pa.table({"sha256": pa.array(values, pa.binary(_DIGEST_BYTES))}))
+    write_table(path / SHARDS, pa.table({"sha256": pa.array(values, pa.binary(_DIGEST_BYTES))}))
     return hash_file(path / SHARDS)
 
 
@@ -78,7 +79,7 @@ def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
     Raises:
         CacheError: it is not the one that the manifest was written with.
     """
-    column = _read(path / SHARDS)["sha256"]
+    column = read_table(path / SHARDS)["sha256"]
     if hash_file(path / SHARDS) != digest or len(column) != count:
         raise CacheError(
             f"{path / SHARDS}: is not the one that the manifest was written with; copy the cache"
@@ -90,7 +91,7 @@ def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
 
 def read_ids(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Map index/ids.arrow into memory: hashes, ascending, and their rows."""
-    table = _read(path / IDS)
+    table = read_table(path / IDS)
     return table["hash"].chunk(0).to_numpy(), table["row"].chunk(0).to_numpy()
 
 
@@ -142,7 +143,7 @@ class RowRuns(Sequence[int]):
 
 def find_split(path: Path, split: str) -> RowRuns:
     """Rows of a split; none where it is unknown."""
-    runs = _read(path / SPLIT)
+    runs = read_table(path / SPLIT)
     mine = pc.fill_null(pc.equal(runs["split"], split), False).to_numpy()
     return RowRuns(runs["first_row"].to_numpy()[mine], runs["rows"].to_numpy()[mine])
 
@@ -150,7 +151,9 @@ def find_split(path: Path, split: str) -> RowRuns:
 def list_splits(path: Path) -> list[str]:
     """Names of all splits."""
     return [
-        name for name in pc.unique(_read(path / SPLIT)["split"]).to_pylist() if name is not None
+        name
+        for name in pc.unique(read_table(path / SPLIT)["split"]).to_pylist()
+        if name is not None
     ]
 
 
@@ -183,14 +186,20 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write(file: Path, table: Any) -> None:
+def write_table(file: Path, table: Any) -> None:
+    """Write a file of the index."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # One batch, not compressed, so that it can be searched where it lies.
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
-def _read(file: Path) -> Any:
+def read_table(file: Path) -> Any:
+    """Map a file of the index into memory.
+
+    Raises:
+        CacheError: it is missing or damaged.
+    """
     try:
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (OSError, pa.ArrowInvalid) as error:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.chunks import CHUNK_ROWS
-from pipeline.cache.groups import group_rows
+from pipeline.cache.groups import MOST_GROUPS, group_rows, read_groups
 from pipeline.cache.hidden import LazySignals
 from pipeline.cache.index import (
     RowRuns,
@@ -127,7 +127,8 @@ class TeacherCache:
                 yield example_id
 
     def group(self, column: str) -> dict[str, RowRuns]:
-        """The rows of each value of a carried column, as text; reads the whole column once.
+        """The rows of each value of a carried column, as text, by the cache's index; a cache that
+        was written without one is passed over.
 
         Raises:
             CacheError: it is not carried, or has more values than anybody groups by.
@@ -135,7 +136,15 @@ class TeacherCache:
         if column not in self.manifest.columns:
             hint = did_you_mean(column, self.manifest.columns)
             raise CacheError(f"{self.path}: carries no column {column!r}{hint}")
-        return group_rows(self._column(column), f"{self.path}: column {column!r}")
+        groups = read_groups(self.path, column)
+        if groups is None:
+            groups = group_rows(self._column(column))
+        if groups is None:
+            raise CacheError(
+                f"{self.path}: column {column!r} has lists or more than {MOST_GROUPS:,} values;"
+                " group by one of few, such as language"
+            )
+        return groups
 
     def split_indices(self, split: str) -> RowRuns:
         """Rows whose column `split` equals this one, ascending.

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.groups import group_rows, write_groups
 from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
 from pipeline.cache.manifest import (
     DRAFT,
@@ -127,6 +128,7 @@ class CacheWriter:
         write_ids(self.path, self._column("example_id"), self._id_of)
         if "split" in self.draft.columns:
             write_split(self.path, self._column("split"))
+        self._write_groups()
         manifest = self._make_manifest()
         sync_tree(self.path / Path(SPLIT).parent)
         content = {"version": manifest.version} | manifest.model_dump(mode="json")
@@ -153,10 +155,19 @@ class CacheWriter:
             return False
         return (folder / SHARD).is_file() and find_damage(folder, read_shard(folder)) is None
 
-    def _column(self, name: str) -> Iterator[Any]:
+    def _write_groups(self) -> None:
+        """Index the columns that have few values, so that whoever samples by one reads none."""
+        for name in self.draft.columns:
+            groups = group_rows(self._arrays(name))
+            if groups is not None:
+                write_groups(self.path, name, groups)
+
+    def _arrays(self, name: str) -> Iterator[Any]:
         folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
-        arrays = chain.from_iterable(read_column(folder, name) for folder in folders)
-        return chain.from_iterable(array.to_pylist() for array in arrays)
+        return chain.from_iterable(read_column(folder, name) for folder in folders)
+
+    def _column(self, name: str) -> Iterator[Any]:
+        return chain.from_iterable(array.to_pylist() for array in self._arrays(name))
 
     def _id_of(self, row: int) -> str:
         shard, local = divmod(row, self.draft.shard_examples)
