@@ -91,7 +91,7 @@ class ClassLoss(LogitLoss):
             ConfigError: the knowledge lacks what the loss is told to read.
         """
         knowledge = knowledge.of(self.teacher)
-        question, weights = self.ask(knowledge, width), self.weights(knowledge)
+        question, weights = self.pose(knowledge, width), self.weights(knowledge)
         share = knowledge.shares.get(self.unit)
         if share is not None:
             weights = share if weights is None else weights * share
@@ -100,7 +100,7 @@ class ClassLoss(LogitLoss):
         return replace(question, answer=lambda picked: weigh(question.answer(picked), weights))
 
     @abstractmethod
-    def ask(self, knowledge: Knowledge, width: int) -> Question:
+    def pose(self, knowledge: Knowledge, width: int) -> Question:
         """The question, all positions alike."""
 
     def per_position(

@@ -80,7 +80,7 @@ class Divergence(ClassLoss):
     def gradient_scale(self) -> float:
         return self.temperature_at(0.0) ** 2
 
-    def ask(self, knowledge: Knowledge, width: int) -> Question:
+    def pose(self, knowledge: Knowledge, width: int) -> Question:
         """The scaled divergence in nats per target position.
 
         Raises:
@@ -232,7 +232,7 @@ class ReverseKL(Divergence):
 
 def _skew_forward(r: Tensor, alpha: float) -> Tensor:
     """log p / (alpha p + (1 - alpha) q): at most log 1 / alpha."""
-    return -torch.logaddexp(r.new_tensor(math.log(alpha)), math.log1p(-alpha) - r)
+    return -math.log(alpha) - functional.softplus(math.log((1.0 - alpha) / alpha) - r)
 
 
 def _skew_reverse(r: Tensor, alpha: float) -> Tensor:

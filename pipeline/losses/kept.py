@@ -24,7 +24,7 @@ class KeptLoss(ClassLoss):
     def unit(self) -> Unit:
         return "targets"
 
-    def ask(self, knowledge: Knowledge, width: int) -> Question:
+    def pose(self, knowledge: Knowledge, width: int) -> Question:
         """The comparison of kept logits per target position; 0 where nothing was kept.
 
         Raises:

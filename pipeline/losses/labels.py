@@ -45,7 +45,7 @@ class CrossEntropy(ClassLoss):
             weights = torch.where(labels == _find_class(key, None), weight * weights, weights)
         return weights
 
-    def ask(self, knowledge: Knowledge, width: int) -> Question:
+    def pose(self, knowledge: Knowledge, width: int) -> Question:
         """The label's score against all others; 0 nats where there is no label."""
         num_classes = width if knowledge.targets is None else knowledge.targets.num_classes
         return ask_label(knowledge.label_ids, num_classes, self.label_smoothing)
@@ -68,7 +68,7 @@ class PseudoLabel(ClassLoss):
     def unit(self) -> Unit:
         return "targets"
 
-    def ask(self, knowledge: Knowledge, width: int) -> Question:
+    def pose(self, knowledge: Knowledge, width: int) -> Question:
         """The choice's score against all others.
 
         Raises:
