@@ -18,12 +18,13 @@ from small_translators import (
     make_translation_config,
 )
 from torch.nn import functional
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, NllbTokenizer
 
 from pipeline.cache import TeacherCache, epoch_order
 from pipeline.errors import ConfigError, DataError, StillroomError
 from pipeline.evaluation import teacher_scores
 from pipeline.examples import Example
+from pipeline.identity import digest_tokenizer
 from pipeline.runs import read_result
 from pipeline.student import build_student
 from pipeline.tasks import Seq2Seq
@@ -100,6 +101,38 @@ def test_rows_without_a_pair_are_named(row: dict[str, Any], message: str) -> Non
 def test_a_tokenizer_without_languages_is_asked_for_none() -> None:
     with pytest.raises(ConfigError, match=r"'npi_Deva' is given, but the tokenizer .* knows no"):
         make_examples([{"id": 1, "source": "x", "target": "y"}], target_language="npi_Deva")
+
+
+def make_nllb() -> NllbTokenizer:
+    letters = {"▁": 4} | {letter: row for row, letter in enumerate("abcdefghijklmnop", 5)}
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | letters
+    languages = ["eng_Latn", "npi_Deva", "sin_Sinh"]
+    return NllbTokenizer(vocab=vocab, extra_special_tokens=languages, src_lang="eng_Latn")
+
+
+def test_a_row_may_say_its_own_languages_and_the_tokenizer_is_left_as_it_was() -> None:
+    tokenizer = make_nllb()
+    before = digest_tokenizer(tokenizer)
+    task = Seq2Seq(decoder_start=2, source_language="npi_Deva", target_language="eng_Latn")
+    rows = [
+        {"id": "a", "source": "abc", "target": "de"},
+        {"id": "b", "source": "abc", "target": "de", "source_language": "sin_Sinh"},
+    ]
+    first, second = task.examples(rows, tokenizer, [])
+    english, nepali, sinhala = tokenizer.convert_tokens_to_ids(["eng_Latn", "npi_Deva", "sin_Sinh"])
+    said = [english, *tokenizer.convert_tokens_to_ids(["▁", "d", "e"]), 2]
+    for example, language in ((first, nepali), (second, sinhala)):
+        source, target = np.split(example.input_ids, [int(example.segment_lengths[0])])
+        assert (source[0], source[-1]) == (language, 2)
+        assert target.tolist() == [2, *said]
+    assert digest_tokenizer(tokenizer) == before
+    prompts, sources = task.prompts(rows, tokenizer)
+    assert [prompt.tolist() for prompt in prompts] == [[2, english]] * 2
+    assert sources is not None and sources[1][0] == sinhala
+    unknown = task.model_copy(update={"target_language": "npi_Dewa"})
+    with pytest.raises(ConfigError, match=r"not know the language 'npi_Dewa'.* 'npi_Deva'"):
+        list(unknown.examples(rows, tokenizer, []))
+    assert digest_tokenizer(tokenizer) == before
 
 
 @pytest.mark.parametrize("name", MAKERS)

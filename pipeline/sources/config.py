@@ -38,10 +38,13 @@ class DataConfig(StrictModel):
             came from. For sib200 the languages, None for the 24 of its local file; for ud the
             treebanks, for xquad the languages.
         name_column: the column that holds the configuration's name.
-        files: paths, globs or URLs for a builder, by source split where it is a mapping.
+        files: paths, globs or URLs for a builder, by source split where it is a mapping; $NAME
+            stands for an environment variable.
         options: further arguments of `datasets.load_dataset`, for instance sample_by or revision.
+        split_column: the source's column that names its splits, where one file holds them all.
         splits: our split -> the source's; slices such as "train[:90%]" are understood.
-        columns: canonical column -> the source's column, where the names differ.
+        columns: canonical column -> the source's column, where the names differ; a.b is field b of
+            column a.
         carry: canonical columns that stay with an example, for slices and for students.
         where: keep only rows whose canonical columns hold one of the listed values.
         max_examples: the first rows in source order, for every split or by split.
@@ -56,6 +59,7 @@ class DataConfig(StrictModel):
     name_column: str = "config"
     files: str | list[str] | dict[str, str | list[str]] | None = None
     options: dict[str, Any] = Field(default={})
+    split_column: str | None = None
     splits: dict[Split, str] = Field(default={"train": "train"}, min_length=1)
     columns: dict[str, str] = Field(default={})
     carry: list[str] = Field(default=[])

@@ -3,6 +3,7 @@
 source -> builder, folder, hub or our own -> {source split: Dataset} -> splits -> Opened
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,10 @@ def open_dataset(config: DataConfig) -> Opened:
         columns = {config.name_column: config.name_column}
     common = [split for split in loaded[0] if all(split in one for one in loaded)]
     joined = {split: join_tables([one[split] for one in loaded]) for split in common}
+    if any("." in column for column in config.columns.values()):
+        joined = {split: table.flatten() for split, table in joined.items()}
+    if config.split_column is not None:
+        joined = _split(join_tables(list(joined.values())), config.split_column, config.source)
     return Opened(pick_splits(joined, config), columns)
 
 
@@ -80,6 +85,13 @@ def split_by_column(table: Table, column: str) -> dict[str, Table]:
     for index, value in enumerate(values):
         rows.setdefault(value, []).append(index)
     return {value: table.select(indices) for value, indices in rows.items()}
+
+
+def _split(table: Table, column: str, source: str) -> dict[str, Table]:
+    if column not in table.column_names:
+        hint = did_you_mean(column, table.column_names)
+        raise DataError(f"{source}: has no column {column!r}{hint}; mend data.split_column")
+    return split_by_column(table, column)
 
 
 def with_constant(table: Table, column: str, value: str) -> Table:
@@ -163,7 +175,9 @@ def _load_files(
 def _check_file(file: str) -> str:
     if "://" in file:
         return file
-    path = Path(file).expanduser()
+    path = Path(os.path.expandvars(file)).expanduser()
+    if str(path).startswith("$"):
+        raise DataError(f"{file}: the environment variable {path.parts[0]} is not set; set it")
     anchor = Path(path.anchor)
     if path.is_file() or any(anchor.glob(str(path.relative_to(anchor)))):
         return str(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, did_you_mean
 
 
 def read_texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
@@ -57,25 +57,29 @@ def speaking(tokenizer: Any, source: str | None, target: str | None) -> Iterator
         ConfigError: the tokenizer knows no languages, or not this one.
     """
     wanted = {"src_lang": source, "tgt_lang": target}
-    before = {}
-    for name, language in wanted.items():
-        if language is None:
-            continue
-        if not hasattr(tokenizer, name):
-            raise ConfigError(
-                f"task: language {language!r} is given, but the tokenizer"
-                f" ({type(tokenizer).__name__}) knows no languages; leave it out"
-            )
-        before[name] = getattr(tokenizer, name)
-        try:
-            setattr(tokenizer, name, language)
-        except KeyError as error:
-            raise ConfigError(
-                f"task: the tokenizer does not know the language {language!r}"
-            ) from error
+    chosen = {name: language for name, language in wanted.items() if language is not None}
+    for language in chosen.values():
+        _require_language(tokenizer, language)
+    before = {name: getattr(tokenizer, name) for name in chosen}
     try:
+        for name, language in chosen.items():
+            setattr(tokenizer, name, language)
         yield
     finally:
         for name, language in before.items():
-            if language is not None:
-                setattr(tokenizer, name, language)
+            setattr(tokenizer, name, language)
+
+
+def _require_language(tokenizer: Any, language: str) -> None:
+    name = type(tokenizer).__name__
+    if not hasattr(tokenizer, "src_lang"):
+        raise ConfigError(
+            f"task: language {language!r} is given, but the tokenizer ({name}) knows no languages;"
+            " leave it out"
+        )
+    codes = getattr(tokenizer, "lang_code_to_token", None) or tokenizer.get_vocab()
+    if language not in codes:
+        raise ConfigError(
+            f"task: the tokenizer ({name}) does not know the language {language!r}"
+            f"{did_you_mean(language, codes)}"
+        )

@@ -53,7 +53,6 @@ class Seq2Seq(Writer):
     segments: ClassVar = "streams"
     features: ClassVar = "targets"
     same_tokens: ClassVar = True
-    reads: ClassVar = ("source", "target")
     measured_by: ClassVar = ("evaluate",)
 
     name: Literal["seq2seq"] = "seq2seq"
@@ -178,10 +177,6 @@ class Seq2Seq(Writer):
         metrics, tokenizer = self.evaluate.metrics, self.evaluate.bleu_tokenizer
         return {"text_metrics": describe_metrics(metrics, most, tokenizer)}
 
-    def row(self, example: Example) -> dict[str, Any]:
-        """See `Task.row`."""
-        return {**example.columns, "id": example.example_id}
-
     def _languages(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
         source = row.get("source_language") or self.source_language
         return source, row.get("target_language") or self.target_language
@@ -249,7 +244,9 @@ def _prompts(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The decoder's first tokens and the sources: a language or BOS after the start is given, not
     chosen."""
-    given = {*tokenizer.all_special_ids} - {tokenizer.eos_token_id}
+    speaks = hasattr(tokenizer, "src_lang")
+    given = {*tokenizer.all_special_ids} if speaks else {tokenizer.bos_token_id}
+    given -= {tokenizer.eos_token_id}
     both = [streams(example) for example in examples]
     prompts = [spoken[: 2 if int(spoken[1]) in given else 1] for _, spoken in both]
     return prompts, [source for source, _ in both]
