@@ -65,12 +65,13 @@ class Part:
 SelfAttention = dict[str, Part]  # of one layer, by PARTS
 
 
-def count_layers(config: Any) -> int:
-    """The layers that hidden states are kept of: the decoder's, where there is an encoder too."""
-    names = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ()
-    return int(
-        next((getattr(config, n) for n in names if hasattr(config, n)), config.num_hidden_layers)
-    )
+def model_depth(config: Any) -> int:
+    """How many layers have hidden states that are kept: the decoder's, where there is an encoder
+    too; 0 where the config does not say."""
+    names = ["num_hidden_layers"]
+    if config.is_encoder_decoder:
+        names = ["num_decoder_layers", "decoder_layers", *names]
+    return int(next((getattr(config, name) for name in names if hasattr(config, name)), 0))
 
 
 def find_attention(model: Any) -> list[SelfAttention]:
@@ -89,7 +90,7 @@ def find_attention(model: Any) -> list[SelfAttention]:
     modules = [module for _, module in named]
     if model.config.is_encoder_decoder and inside:
         modules = inside
-    layers = count_layers(config)
+    layers = model_depth(config)
     if not modules or len(modules) != layers:
         raise ModelError(
             f"{type(model).__name__}: the query, key and value projections of its {layers} layers"

@@ -12,6 +12,7 @@ import transformers
 
 from pipeline.accounts import Marks
 from pipeline.arguments import training_arguments
+from pipeline.attention import model_depth
 from pipeline.batches import Collator, Selection
 from pipeline.cache import TeacherCache
 from pipeline.freezing import Freezing
@@ -67,7 +68,7 @@ def listen(
     Args:
         wanted: the terms as they are configured.
     """
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    depth = model_depth(model.config.get_text_config())
     terms = [loss.name_classes(reading.cache.manifest.label_names) for loss in wanted]
     section = config.further_teachers
     if section is None:

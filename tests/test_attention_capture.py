@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from small_runs import TINY, make_data, make_student_config, make_topic_cache, read_lines
 from small_teachers import make_config, make_llama, make_rows, save_teacher, write_rows
+from small_translators import MAKERS, make_translation_cache
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.attention import PARTS, watch_attention
@@ -102,6 +103,28 @@ def test_a_student_with_other_heads_learns_relations_beside_logits(
     lines = train(language, tmp_path / "run", losses=losses)
     terms = [line["term/minilm"] for line in lines]
     assert np.mean(terms[-3:]) < 0.8 * np.mean(terms[:3])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5", "bart"])
+def test_a_student_with_the_teachers_weights_has_nothing_to_learn(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of a translator it is the decoder's own attention, at the targets."""
+    if name in MAKERS:
+        hidden = {"qkv": [-1], "dtype": "float32"}
+        cache = make_translation_cache(tmp_path, MAKERS[name](), hidden=hidden)
+    else:
+        cache = request.getfixturevalue({"bert": "topics", "llama": "language"}[name])
+    teacher = {"from": "pretrained", "model": str(cache.parent / "teacher"), "dropout": 0.0}
+    losses = [{"name": "minilm", "relation_heads": 2}, {"name": "attention_kl"}]
+    settings = {"learning_rate": 0.0, "max_steps": 1, "logging_steps": 1}
+    config = make_student_config(
+        cache, tmp_path / "run", student=teacher, losses=losses, training=settings
+    )
+    line = read_lines(train_student(config))[0]
+    limit = 1e-4 if name == "llama" else 1e-6  # kept in float16, or float32
+    assert abs(line["term/minilm"]) < limit
+    assert abs(line["term/attention_kl"]) < limit
 
 
 def test_attention_that_is_not_cached_is_refused(topics: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.attention import count_layers, watch_attention
+from pipeline.attention import model_depth, watch_attention
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
 from pipeline.heads import OutputHead, head_input
@@ -82,7 +82,7 @@ class Teacher:
         self.name = str(model.name_or_path or type(model).__name__)
         self.num_classes = num_classes
         text = model.config.get_text_config()
-        self.num_layers = count_layers(text)
+        self.num_layers = model_depth(text)
         self.width = int(text.hidden_size)
         self.task = task
         self.device: torch.device = model.get_input_embeddings().weight.device
