@@ -4,6 +4,7 @@ config, cache, model -> losses that fit them, a collator, examples, a length -> 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from pipeline.arguments import training_arguments
 from pipeline.attention import model_depth
 from pipeline.batches import Collator, Selection
 from pipeline.cache import TeacherCache
+from pipeline.errors import StillroomError
 from pipeline.freezing import Freezing
 from pipeline.losses.base import Loss
 from pipeline.reading import Reading, count_layers
@@ -122,9 +124,8 @@ def count_rows(
 ) -> dict[str, dict[str, dict[str, int]]]:
     """How much there was to learn from of each language or other slice, where that is known."""
     found = {}
-    if reading.own_rows is not None:
-        carried = reading.own_rows[0].columns
-        for column in (name for name in config.evaluation.slices if name in carried):
+    for column in config.evaluation.slices:
+        with suppress(StillroomError):  # not carried by what was learned from, or no few values
             groups = reading.group(train, column)
             found[column] = {name: {"rows": len(rows)} for name, rows in groups.items()}
     if config.sampling is not None and train.deal is not None:

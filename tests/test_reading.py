@@ -231,6 +231,22 @@ def test_examples_are_sampled_by_a_column_of_the_cache_or_of_the_inputs(
         reading.group(train, "langage")
 
 
+def test_a_result_tells_the_training_rows_of_every_slice(topics: Path, tmp_path: Path) -> None:
+    """A column of too many values, or one that only the inputs carry, costs no run its result."""
+    rows = [{**row, "document": f"{row['id']} of many"} for row in make_rows(30)]
+    inputs = translate(tmp_path / "data", rows).model_dump() | {"carry": ["language", "document"]}
+    settings: dict[str, Any] = {"evaluation": {"slices": ["language"]}}
+    settings["student"] = {"from": "scratch", "architecture": "bert", **TINY}
+    run = train_student(make_student_config(topics, tmp_path / "cached", **settings))
+    assert read_result(run).details["training_rows"] == {"language": {"en": {"rows": 22}}}
+    settings |= {"student": BAG, "inputs": inputs}
+    settings["evaluation"] = {"slices": ["language", "document"]}
+    found = read_result(train_student(make_student_config(topics, tmp_path / "own", **settings)))
+    told = found.details["training_rows"]
+    assert told["language"] == {"eus": {"rows": 22}, "yor": {"rows": 22}}
+    assert {counts["rows"] for counts in told["document"].values()} == {2}
+
+
 def test_a_sampled_student_sees_as_much_of_each_language_as_it_was_told(
     topics: Path, tmp_path: Path
 ) -> None:

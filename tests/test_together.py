@@ -28,9 +28,14 @@ def make_configs(cache: Path, root: Path, **changes: Any) -> list[StudentConfig]
     small = {"from": "scratch", "architecture": "gpt2", "dropout": 0.2, **TINY}
     hidden = {"name": "hidden_mse", "layers": {-1: -1}}
     training = {"per_device_train_batch_size": 4, **changes}
+    sampling = {"by": "split", "examples": 13}
     return [
         make_student_config(
-            cache, root / "one", student=small, training={**training, "max_steps": 7}
+            cache,
+            root / "one",
+            student=small,
+            training={**training, "max_steps": 7},
+            sampling=sampling,
         ),
         make_student_config(
             cache,
@@ -39,6 +44,7 @@ def make_configs(cache: Path, root: Path, **changes: Any) -> list[StudentConfig]
             losses=[{"name": "forward_kl"}, hidden],
             training={**training, "max_steps": 4, "learning_rate": 3e-3},
             evaluation={"every": 2},
+            sampling=sampling,
         ),
     ]
 
