@@ -2,9 +2,9 @@
 
     DataConfig -> opening -> tables by split -> columns -> filters -> labels -> Rows
 
-Canonical columns: id, text, text_pair, label, messages, prompt, completion, source and target,
-tokens and tags, question, context and answers, and those that are mapped or carried. Tables stay on
-disk, Arrow-backed; a row becomes Python only when it is read.
+Canonical columns: id, text, text_pair, score, label, messages, prompt, completion, source and
+target, tokens and tags, question, context and answers, and those that are mapped or carried. Tables
+stay on disk, Arrow-backed; a row becomes Python only when it is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.config import canonical_json
 from pipeline.errors import DataError
+from pipeline.sources import parallel
 from pipeline.sources.augmenting import Augmentation, augment, list_words
 from pipeline.sources.config import DataConfig, Labelled
 from pipeline.sources.labels import LabelSet, collect_labels, complain_about
@@ -137,6 +138,8 @@ def _open(config: DataConfig) -> Opened:
         return open_ud(config)
     if config.source == "xquad":
         return open_xquad(config)
+    if config.source in parallel.SOURCES:
+        return parallel.open_parallel(config)
     return open_dataset(config)
 
 

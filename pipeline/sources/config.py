@@ -32,8 +32,9 @@ class DataConfig(StrictModel):
     """A data set, by what `datasets` can load and by sources of our own.
 
     Attributes:
-        source: "stdlib", "sib200", "ud", "xquad", a builder of `datasets` (json, csv, parquet,
-            text, arrow), a local file or folder, or a name on the hub.
+        source: "stdlib", "sib200", "ud", "xquad", "parallel" (pairs of a text and its translation;
+            "tatoeba" and "flores" are such), a builder of `datasets` (json, csv, parquet, text,
+            arrow), a local file or folder, or a name on the hub.
         name: configuration(s) of the data set; with several, `name_column` says which one a row
             came from. For sib200 the languages, None for the 24 of its local file; for ud the
             treebanks, for xquad the languages.

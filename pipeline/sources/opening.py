@@ -128,6 +128,18 @@ def load_named(source: str, name: str | None, subject: str, **options: Any) -> d
     return dict(loaded)
 
 
+def load_file(file: str) -> Table:
+    """The rows of one local file of any known ending.
+
+    Raises:
+        DataError: it is not there, or of no known ending.
+    """
+    builder, options = _builder_of(Path(file))
+    if builder is None:
+        raise DataError(_complain_about_ending(file))
+    return _load_files(builder, file, options)["train"]
+
+
 def _load(config: DataConfig, name: str | None) -> dict[str, Table]:
     source, files = config.source, config.files
     path = Path(source).expanduser()
@@ -141,11 +153,7 @@ def _load(config: DataConfig, name: str | None) -> dict[str, Table]:
     if builder:
         return _load_files(builder, str(path), {**options, **config.options})
     if path.is_file():
-        endings = ", ".join(_ENDINGS)
-        raise DataError(
-            f"{source}: no builder is known for this ending, expected {endings}; give the builder"
-            " as `source` and the file as `files`"
-        )
+        raise DataError(_complain_about_ending(source))
     arguments = config.options if files is None else {**config.options, "data_files": files}
     return load_named(source, name, source, **arguments)
 
@@ -189,6 +197,14 @@ def _check_file(file: str) -> str:
 def _builder_of(path: Path) -> tuple[str | None, dict[str, Any]]:
     name = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
     return _ENDINGS.get(name.suffix.lower(), (None, {}))
+
+
+def _complain_about_ending(file: str) -> str:
+    endings = ", ".join(_ENDINGS)
+    return (
+        f"{file}: no builder is known for this ending, expected {endings}; give the builder"
+        " as `source` and the file as `files`"
+    )
 
 
 def _pick(tables: Mapping[str, Table], spec: str, source: str) -> Table:

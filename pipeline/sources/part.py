@@ -19,6 +19,7 @@ CANONICAL = (
     "id",
     "text",
     "text_pair",
+    "score",
     "label",
     "messages",
     "prompt",
@@ -188,7 +189,10 @@ def resolve_columns(config: DataConfig, opened: Opened) -> dict[str, str]:
     """
     there = list(next(iter(opened.tables.values())).column_names)
     inherent = [*CANONICAL, *(_PAIR if all(column in there for column in _PAIR) else ())]
-    known = {c: c for c in inherent if c in there} | dict(opened.columns) | config.columns
+    # A column of labels that is mapped to another name, a score for instance, holds no classes.
+    taken = {"label"} & set(config.columns.values())
+    own = {c: c for c in inherent if c in there and c not in taken}
+    known = own | dict(opened.columns) | config.columns
     labelled = config.labelled.where if config.labelled else {}
     asked = [c for c in (*config.carry, *config.where, *labelled) if c not in ("id", "split")]
     columns = known | {c: c for c in asked if c not in known}
