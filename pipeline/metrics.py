@@ -66,3 +66,24 @@ def precision_recall_f1(
     recall = hits / np.maximum(support, 1.0)
     f1 = 2.0 * hits / np.maximum(predicted + support, 1.0)
     return precision, recall, f1, support
+
+
+def pearson(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation of [N] and [N]; 0 where one of them is constant."""
+    centred = [values - values.mean() for values in (one.astype(float), other.astype(float))]
+    scale = float(np.sqrt(np.prod([np.square(values).sum() for values in centred])))
+    return float((centred[0] * centred[1]).sum()) / scale if scale > 0 else 0.0
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation of [N] and [N]: Pearson's of their ranks, the mean rank for
+    ties."""
+    return pearson(_ranks(one), _ranks(other))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """[N] ranks from 0; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    ranks: np.ndarray = (last - (counts - 1) / 2)[places]
+    return ranks

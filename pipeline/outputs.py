@@ -35,7 +35,7 @@ def run_student(
     hidden = {}
     for signal in signals:
         if signal == "pooled":
-            hidden[signal] = pool(states[-1], batch["token_mask"])
+            hidden[signal] = task.pool(unwrap(model), states[-1], batch["token_mask"])
         else:
             rows = _find(seen, signal) if signal in attention else _layer(states, signal)
             hidden[signal] = rows.flatten(0, 1).index_select(0, batch["feature_index"])
@@ -58,12 +58,6 @@ def _find(seen: Mapping[str, Tensor], signal: str) -> Tensor:
             " its config to 0, and leave out training.torch_compile"
         )
     return seen[signal]
-
-
-def pool(hidden: Tensor, token_mask: Tensor) -> Tensor:
-    """Mean of [B, T, D] over the tokens that are not padding (mask [B, T]), [B, D]."""
-    mask = token_mask.unsqueeze(-1).to(hidden)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -134,6 +134,7 @@ class Reading:
         for loss in losses:
             self._check_temperature(loss)
             self._check_positions(loss)
+            self._check_vectors(loss)
             signals |= {name: self._canonical(name) for name in loss.compares.values()}
         self._require_signals(signals.values())
         manifest = self.cache.manifest
@@ -161,6 +162,21 @@ class Reading:
             raise ConfigError(
                 f"losses: {loss.name} relates the tokens of a text, {self.cache.path} keeps the"
                 f" {kept} one alone; use pooled: true, or cache with hidden.positions: all"
+            )
+
+    def _check_vectors(self, loss: Loss) -> None:
+        """A task of pooled vectors has nothing else, and a student must keep how it gets them."""
+        if not self.task.pooled:
+            return
+        if loss.unit in ("targets", "labels"):
+            raise ConfigError(
+                f"losses: {loss.name} compares classes, of which {self.task.name} has none; use"
+                " hidden_mse or hidden_cosine with pooled: true"
+            )
+        if "pooled" in loss.compares and getattr(loss, "projection", "none") != "none":
+            raise ConfigError(
+                f"losses: {loss.name} learns a projection that the student would not keep; set"
+                " projection: none, the student has a dense layer of its own where it needs one"
             )
 
     def _canonical(self, name: str) -> str:
@@ -225,9 +241,9 @@ def open_reading(
         )
     rows = _cached_rows(cache, task) if inputs is None else load_rows(inputs, unique=False)
     names = rows.label_names if isinstance(rows, Rows) else None
-    if names is not None and names != manifest.label_names:
+    if names not in (None, manifest.label_names) and task.label_names is not None:
         raise MismatchError(
-            f"inputs: labels are {', '.join(names)}; {cache.path} was cached with"
+            f"inputs: labels are {', '.join(names or [])}; {cache.path} was cached with"
             f" {', '.join(manifest.label_names or [])}; set inputs.label_names to these"
         )
     carry = [*manifest.columns] if inputs is None else inputs.carry

@@ -24,6 +24,7 @@ from pipeline.losses.base import Knowledge, Loss, StudentOutputs
 from pipeline.losses.classes import Asking, ClassLoss
 from pipeline.losses.fused import FusedHead
 from pipeline.outputs import read_knowledge, run_student, unwrap
+from pipeline.sentences import pooled_width
 from pipeline.tasks.base import Task
 
 PROJECTIONS = "distillation_projections"  # the attribute that holds the losses' parameters
@@ -37,10 +38,11 @@ def attach_projections(
     Args:
         teacher_widths: by signal; "<teacher>/<signal>" for further teachers.
     """
-    width = int(getattr(model.config, "hidden_size", 0))
+    hidden, pooled = int(getattr(model.config, "hidden_size", 0)), pooled_width(model)
     modules = nn.ModuleDict()
     for index, loss in enumerate(losses):
-        theirs = next(iter(loss.compares.values()), "")  # all that a loss compares are as wide
+        mine, theirs = next(iter(loss.compares.items()), ("", ""))  # all of a loss are as wide
+        width = pooled if mine == "pooled" else hidden
         if loss.teacher is not None:
             theirs = f"{loss.teacher}/{theirs}"
         modules[str(index)] = loss.projections(width, teacher_widths.get(theirs, 0))

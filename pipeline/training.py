@@ -101,7 +101,7 @@ def train_model(
     scores = exam.final(model)
     writes = planned[0].process_index == 0
     if writes:
-        model.to(save_dtype).save_pretrained(output)
+        task.save(model.to(save_dtype), output)
         tokenizer.save_pretrained(output)
     return Outcome(
         scores=scores,

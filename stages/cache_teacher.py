@@ -29,6 +29,7 @@ from pipeline.capture import Capture, CaptureLog, bytes_per_token
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.identity import digest_tokenizer
+from pipeline.sentences import pooled_width
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
 from pipeline.tasks.generation import Writer
@@ -114,6 +115,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     Raises:
         StillroomError: the data, teacher, settings or disk do not allow it (one line).
     """
+    config = _with_vectors(config)
     output, console = config.output, Console(quiet=not progress)
     _require_same_settings(config)
     rows = load_rows(config.data)
@@ -166,6 +168,23 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         spool.close()
     console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)
     return output
+
+
+def _with_vectors(config: CacheConfig) -> CacheConfig:
+    """A task of pooled vectors keeps them as they are, and its one class."""
+    task, hidden = config.task, config.hidden
+    if not task.pooled:
+        return config
+    if hidden.projection is not None or getattr(task, "width", None) is not None:
+        raise ConfigError(
+            f"task {task.name}: its vectors are the teacher's own; leave task.width and"
+            " hidden.projection out"
+        )
+    kept = {
+        "hidden": hidden.model_copy(update={"pooled": True}),
+        "targets": config.targets.model_copy(update={"top_k": "all"}),
+    }
+    return config.model_copy(update=kept)
 
 
 def _with_labels(task: Task, rows: Rows) -> Task:
@@ -241,7 +260,8 @@ def _make_draft(
     spec: CaptureSpec,
     spool: Spool,
 ) -> Draft:
-    signals = make_signals(config.hidden, spec.layers, spec.attention, teacher.width)
+    pooled = pooled_width(teacher.model)
+    signals = make_signals(config.hidden, spec.layers, spec.attention, teacher.width, pooled)
     shard_examples = _shard_examples(config.shard, spec, teacher.width, spool)
     require_rows(signals, spool.lengths[:shard_examples])
     return Draft(
@@ -251,7 +271,7 @@ def _make_draft(
             tokenizer=_tokenizer_identity(tokenizer),
             teacher=teacher.identity(),
         ),
-        task=task.model_dump(mode="json"),
+        task=task.settle(teacher.model).model_dump(mode="json"),
         targets=config.targets.resolve(teacher.num_classes),
         num_classes=teacher.num_classes,
         shifted=task.shifted,

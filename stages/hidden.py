@@ -59,6 +59,7 @@ def make_signals(
     layers: Iterable[str],
     attention: Mapping[str, HeadShape],
     width: int,
+    pooled_width: int | None = None,
 ) -> dict[str, Signal]:
     """The signals of a cache.
 
@@ -66,6 +67,7 @@ def make_signals(
         layers: the names of the kept layers.
         attention: those of the kept attention vectors, and what they are made of.
         width: D of the teacher.
+        pooled_width: D of its pooled vectors, where nothing is projected; `width` where left out.
 
     Raises:
         ConfigError: a projection to more numbers than there are.
@@ -85,6 +87,8 @@ def make_signals(
         for name, shape in attention.items()
     }
     if config.pooled:
+        if config.projection is None:
+            kept["width"] = pooled_width or width
         signals[POOLED] = Signal(**kept, per="example")
     return signals
 

@@ -210,7 +210,7 @@ def _finish(
     evaluation, task = config.evaluation, reading.task
     scores = lesson.score(evaluation.batch_size)
     folder = config.output
-    lesson.model.save_pretrained(folder)
+    lesson.collator.task.save(lesson.model, folder)
     lesson.tokenizer.save_pretrained(folder)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     result = Result(

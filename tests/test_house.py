@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"targets", "metrics", "text_metrics"},
     {"config", "examples", "runs"},
-    {"identity", "positions"},
+    {"identity", "positions", "sentences"},
     {"sources", "heads", "attention", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling", "accounts"},

@@ -107,6 +107,7 @@ def _from_scratch(
             f"student.architecture {origin.architecture!r}: no {task.auto_class} ({first[:200]})"
         ) from error
     require_causal(model, task, origin.architecture)
+    task.equip(model)
     return model
 
 

@@ -1,6 +1,7 @@
 """A student that is no transformer: the mean of hashed n-gram embeddings, and a linear layer.
 
     n-gram ids -> embeddings -> mean -> (hidden layers) -> classes
+    n-gram ids -> embeddings, as the hidden states of a model without a head
 
 Joulin et al. 2017, Bojanowski et al. 2017. It reads any script at thousands of texts a second, and
 opens with the Auto classes like any other model once this module is imported.
@@ -12,23 +13,25 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from pipeline.student.ngrams import HashedNgramTokenizer
 
 
 class HashedBagConfig(PreTrainedConfig):  # type: ignore[misc]  # ships without types
-    """Numbers of a bag classifier.
+    """Numbers of a bag.
 
     Attributes:
         vocab_size: rows of the embedding: the tokenizer's buckets and the padding.
         hidden_size: width of the embeddings and of the pooled vector.
-        num_hidden_layers: layers between the pooled vector and the classes, 0 for a linear model.
+        num_hidden_layers: layers between the pooled vector and the classes, 0 for a linear model;
+            a model without a head has none.
         intermediate_size: width of these layers.
         hidden_dropout: share of the pooled vector's and the layers' entries dropped in training.
         token_dropout: share of the n-grams left out of the mean in training.
@@ -47,8 +50,8 @@ class HashedBagConfig(PreTrainedConfig):  # type: ignore[misc]  # ships without 
     pad_token_id: int | None = 0
 
 
-class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
-    """Classes of a text from the mean of its n-grams' embeddings."""
+class HashedBagPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What bags share: the embeddings of the n-grams."""
 
     config_class = HashedBagConfig
     base_model_prefix = "bag"
@@ -56,16 +59,8 @@ class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: HashedBagConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList()
-        width = config.hidden_size
-        for _ in range(config.num_hidden_layers):
-            self.layers.append(nn.Linear(width, config.intermediate_size))
-            width = config.intermediate_size
-        self.classifier = nn.Linear(width, config.num_labels)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
@@ -78,6 +73,54 @@ class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     def get_input_embeddings(self) -> nn.Module:
         """The embeddings of the n-grams."""
         return self.embeddings
+
+
+class HashedBagModel(HashedBagPreTrainedModel):
+    """Embeddings of a text's n-grams, to be pooled: a bag without classes."""
+
+    def __init__(self, config: HashedBagConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> BaseModelOutput | tuple[Tensor, ...]:
+        """The embeddings [B, T, D] of n-gram ids [B, T], as `last_hidden_state`.
+
+        Args:
+            input_ids: [B, T], 0 where padded.
+            attention_mask: of no consequence here: n-grams do not see one another.
+            output_hidden_states: return them as `hidden_states`, of one layer, too.
+            return_dict: False gives a tuple, as for every transformers model.
+        """
+        embedded = self.dropout(self.embeddings(input_ids))
+        if self.training and self.config.token_dropout > 0:
+            whole = embedded.new_ones(input_ids.shape)
+            kept = nn.functional.dropout(whole, self.config.token_dropout)  # of the same mean
+            embedded = embedded * kept[..., None]
+        states = (embedded,) if output_hidden_states else None
+        output = BaseModelOutput(last_hidden_state=embedded, hidden_states=states)
+        return output if return_dict else output.to_tuple()
+
+
+class HashedBagForSequenceClassification(HashedBagPreTrainedModel):
+    """Classes of a text from the mean of its n-grams' embeddings."""
+
+    def __init__(self, config: HashedBagConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.layers = nn.ModuleList()
+        width = config.hidden_size
+        for _ in range(config.num_hidden_layers):
+            self.layers.append(nn.Linear(width, config.intermediate_size))
+            width = config.intermediate_size
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
 
     def forward(
         self,
@@ -130,6 +173,7 @@ class HashedBagForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
 
 AutoConfig.register(HashedBagConfig.model_type, HashedBagConfig, exist_ok=True)
+AutoModel.register(HashedBagConfig, HashedBagModel, exist_ok=True)
 AutoModelForSequenceClassification.register(
     HashedBagConfig, HashedBagForSequenceClassification, exist_ok=True
 )

@@ -51,6 +51,7 @@ def load_model(
     _require_weights(model, found, task, name)
     check_classes(model, task, num_classes, name)
     require_causal(model, task, name)
+    task.equip(model, name, revision)
     return model
 
 
@@ -82,7 +83,9 @@ def _require_weights(model: nn.Module, found: Mapping[str, Any], task: Task, nam
     }
     lacking = sorted({*found["missing_keys"], *mismatched})
     prefix = str(model.base_model_prefix)
-    if not task.vocabulary and hasattr(model, prefix):
+    if task.pooled:
+        lacking = [key for key in lacking if not key.startswith("pooler.")]  # which nothing reads
+    elif not task.vocabulary and hasattr(model, prefix):
         backbone = f"{prefix}."
         lacking = [key for key in lacking if key.startswith(backbone) and "pooler" not in key]
     if lacking:

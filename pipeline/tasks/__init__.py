@@ -4,6 +4,7 @@ from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
 from pipeline.tasks.question_answering import QuestionAnswering
+from pipeline.tasks.sentence_embeddings import SentenceEmbeddings
 from pipeline.tasks.seq2seq import Seq2Seq
 from pipeline.tasks.sequence_classification import SequenceClassification
 from pipeline.tasks.token_classification import TokenClassification
@@ -12,6 +13,7 @@ TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "masked-lm": MaskedLM,
     "question-answering": QuestionAnswering,
+    "sentence-embeddings": SentenceEmbeddings,
     "seq2seq": Seq2Seq,
     "sequence-classification": SequenceClassification,
     "token-classification": TokenClassification,
@@ -25,6 +27,7 @@ __all__ = [
     "Observation",
     "QuestionAnswering",
     "Scores",
+    "SentenceEmbeddings",
     "Seq2Seq",
     "SequenceClassification",
     "Task",

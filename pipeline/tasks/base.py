@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -106,6 +107,8 @@ class Task(StrictModel, ABC):
     segments: ClassVar[Literal["documents", "parts", "streams"]] = "parts"
     # Whether classes that are not kept may be drawn.
     draws: ClassVar[bool] = True
+    # Whether its knowledge is the pooled vector of each example, which stage one then keeps.
+    pooled: ClassVar[bool] = False
     # Columns that a student with another tokenizer makes its examples from.
     reads: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -213,6 +216,31 @@ class Task(StrictModel, ABC):
         states: Sequence[Tensor] = outputs.hidden_states
         return states
 
+    def equip(self, model: Any, name: str | None = None, revision: str | None = None) -> None:
+        """Give a model what the task reads from it beside its transformers class.
+
+        Args:
+            name, revision: the folder or hub name that it was opened from; None for a new model.
+        """
+
+    def settle(self, model: Any) -> "Task":
+        """The task with what its config leaves to the equipped teacher."""
+        return self
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write a model so that `from_pretrained` and `equip` find all of it."""
+        model.save_pretrained(folder)
+
+    def pool(self, model: Any, last: Tensor, token_mask: Tensor) -> Tensor:
+        """The pooled vectors [B, D] of the last hidden states [B, T, D]: their mean over the
+        tokens.
+
+        Args:
+            model: which the states are of.
+            token_mask: [B, T], False where padded.
+        """
+        return mean_states(last, token_mask)
+
     def align(
         self, own: Example, said: CachedExample, tokenizer: Any, teacher_tokenizer: Any
     ) -> CachedExample:
@@ -287,6 +315,14 @@ def pad_rows(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
     for place, row in zip(filled, rows, strict=True):
         place[: len(row)] = row
     return torch.from_numpy(filled), torch.from_numpy(real).long()
+
+
+def mean_states(hidden: Tensor, token_mask: Tensor) -> Tensor:
+    """Mean of [B, T, D] over the tokens that are not padding (mask [B, T]), [B, D], in float32."""
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    mask = token_mask.to(hidden)
+    sums = torch.einsum("btd,bt->bd", hidden, mask)
+    return sums / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def flat_index(positions: Sequence[np.ndarray], width: int) -> Tensor:

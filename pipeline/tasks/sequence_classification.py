@@ -18,9 +18,7 @@ from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Batch
 from pipeline.tasks.classification import Classification
-
-_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
-_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+from pipeline.tasks.texts import ROWS_AT_ONCE, tokenize_texts
 
 
 class SequenceClassification(Classification):
@@ -43,8 +41,9 @@ class SequenceClassification(Classification):
     ) -> Iterator[Example]:
         """See `Task.examples`; an example's segments are the token types of a pair."""
         iterator = iter(rows)
-        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
-            for row, ids, lengths in zip(chunk, *self._tokenize(chunk, tokenizer), strict=True):
+        while chunk := list(islice(iterator, ROWS_AT_ONCE)):
+            tokens = tokenize_texts(chunk, tokenizer, self.max_length)
+            for row, ids, lengths in zip(chunk, *tokens, strict=True):
                 yield Example(
                     example_id=str(row["id"]),
                     input_ids=ids,
@@ -79,50 +78,3 @@ class SequenceClassification(Classification):
                 f" {len(self.labels)} ({', '.join(self.labels)}); mend the data or task.labels"
             )
         return int(label)
-
-    def _tokenize(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Token ids and segment lengths of each row."""
-        texts, pairs = _column(rows, "text"), None
-        if rows[0].get("text_pair") is not None:
-            pairs = _column(rows, "text_pair")
-        limit = self.max_length
-        if limit is None and tokenizer.model_max_length < _NO_LIMIT:
-            limit = tokenizer.model_max_length
-        side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
-        try:
-            encoded = tokenizer(texts, pairs, truncation=limit is not None, max_length=limit)
-        finally:
-            tokenizer.truncation_side = side
-        ids = [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
-        for row, one in zip(rows, ids, strict=True):
-            _check_length(row, one, tokenizer)
-        types = encoded.get("token_type_ids") if pairs else None
-        return ids, [_segments(one, types[i] if types else None) for i, one in enumerate(ids)]
-
-
-def _segments(ids: np.ndarray, types: Sequence[int] | None) -> np.ndarray:
-    second = int(np.sum(types)) if types is not None else 0
-    lengths = [len(ids) - second, second] if second else [len(ids)]
-    return np.array(lengths, dtype=np.int32)
-
-
-def _column(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    for row in rows:
-        if not isinstance(row.get(column), str):
-            raise DataError(
-                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
-                f" map the right column with data.columns.{column}"
-            )
-    return [row[column] for row in rows]
-
-
-def _check_length(row: Mapping[str, Any], ids: np.ndarray, tokenizer: Any) -> None:
-    if len(ids) == 0:
-        raise DataError(f"example {row['id']}: its text gives no token; leave it out of the data")
-    if len(ids) > tokenizer.model_max_length:
-        raise DataError(
-            f"example {row['id']}: is {len(ids):,} tokens long, the model reads"
-            f" {tokenizer.model_max_length:,}; set task.max_length to at most that"
-        )

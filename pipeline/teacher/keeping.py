@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipeline.attention import HeadShape
-from pipeline.examples import Example
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ def keep_states(
     states: Sequence[Tensor],
     attention: Mapping[str, Tensor],
     feature_index: Tensor,
-    examples: Sequence[Example],
     spec: CaptureSpec,
 ) -> dict[str, Tensor]:
-    """The signals of a batch: [M, D] at the feature positions, "pooled" [B, D].
+    """The signals of a batch at the feature positions, [M, D] each.
 
     Args:
         states: embeddings and layers, [B, T, D] each, as far as `spec` needs them.
@@ -60,11 +58,7 @@ def keep_states(
     """
     rows = {name: states[index].flatten(0, 1) for name, index in spec.layers.items()}
     rows |= {name: attention[name].flatten(2).flatten(0, 1) for name in spec.attention}
-    kept = {name: select(of, feature_index).to(spec.hidden_dtype) for name, of in rows.items()}
-    if spec.pooled:
-        lengths = torch.tensor([len(example.input_ids) for example in examples])
-        kept["pooled"] = _pool(states[-1], lengths)
-    return kept
+    return {name: select(of, feature_index).to(spec.hidden_dtype) for name, of in rows.items()}
 
 
 def select(rows: Tensor, index: Tensor) -> Tensor:
@@ -77,10 +71,3 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def _pool(last: Tensor, lengths: Tensor) -> Tensor:
-    """Mean of [B, T, D] over the first `lengths` positions of each row, [B, D] float32."""
-    steps = torch.arange(last.shape[1])
-    mask = send((steps[None, :] < lengths[:, None]).float(), last.device)
-    return torch.einsum("btd,bt->bd", last.float(), mask) / mask.sum(dim=1, keepdim=True)

@@ -5,7 +5,7 @@
 
 The head never sees more positions than make a chunk of bounded size, so no [B, T, V] tensor in
 float32 exists. The pooled vector is the mean of the last hidden states (after the final norm where
-the model has one) over the tokens of an example; it is not normalised.
+the model has one) over the tokens of an example, not normalised, unless the task says otherwise.
 """
 
 import copy
@@ -49,6 +49,8 @@ class Asked(Protocol):
     def model_inputs(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]: ...
     def logits(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor: ...
     def hidden_states(self, outputs: Any) -> Sequence[Tensor]: ...
+    def equip(self, model: Any, name: str | None = None, revision: str | None = None) -> None: ...
+    def pool(self, model: Any, last: Tensor, token_mask: Tensor) -> Tensor: ...
 
 
 class Teacher:
@@ -100,7 +102,9 @@ class Teacher:
         num_classes: int,
     ) -> "Teacher":
         """Load a teacher for a task; see `load_model` and `__init__` for arguments and errors."""
-        return cls(load_model(config, task.auto_class, task.label_names), task, num_classes)
+        model = load_model(config, task.auto_class, task.label_names)
+        task.equip(model, config.model, config.revision)
+        return cls(model, task, num_classes)
 
     @property
     def workers(self) -> int:
@@ -188,7 +192,10 @@ class Teacher:
         with self.forward, watch_attention(self.model, spec.attention) as attention:
             rows, states = self._run(put, spec)
         targets = self._sparse(select(rows, target_index), labels, spec, generator)
-        hidden = keep_states(states, attention, feature_index, examples, spec)
+        hidden = keep_states(states, attention, feature_index, spec)
+        if spec.pooled:
+            mask = send(_token_mask(examples, states[-1]), states[-1].device)
+            hidden["pooled"] = self.task.pool(self.model, states[-1], mask)
         features = [0] * len(examples)
         if spec.layers or spec.attention:
             width = [*states, *attention.values()][0].shape[1]
@@ -256,3 +263,9 @@ def _count_by_row(index: Tensor, width: int, rows: int) -> list[int]:
     """How many flat positions b * T + t lie in each of the B rows, T wide."""
     counts: list[int] = torch.bincount(index // width, minlength=rows).tolist()
     return counts
+
+
+def _token_mask(examples: Sequence[Example], states: Tensor) -> Tensor:
+    """[B, T], False where padded."""
+    lengths = torch.tensor([len(example.input_ids) for example in examples])
+    return torch.arange(states.shape[1]) < lengths[:, None]
