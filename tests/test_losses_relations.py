@@ -97,7 +97,7 @@ def test_a_value_depends_on_its_own_document_only(loss: Loss) -> None:
     case = make_case(loss, positions=3 * DOCUMENT)
     leaves = list(case.leaves.values())
     inside = case.knowledge.documents == 1
-    grads = torch.autograd.grad(case.values()[DOCUMENT], leaves, materialize_grads=True)
+    grads = torch.autograd.grad(case.values()[DOCUMENT + 1], leaves, materialize_grads=True)
     assert any(grad[inside].any() for grad in grads)
     assert not any(grad[~inside].any() for grad in grads)
 
