@@ -63,6 +63,16 @@ def test_a_words_target_is_at_its_first_subword() -> None:
     assert example.label_ids.tolist() == [1, UNLABELLED, 3]
 
 
+def test_words_are_read_as_they_are_within_a_text() -> None:
+    text = " the still room holds many bottles"
+    row = {"id": "1", "tokens": text.split()}
+    for tokenizer in (make_tokenizer(), make_byte_tokenizer()):
+        (example,) = TokenClassification(labels=TAGS).examples([row], tokenizer, ())
+        read = tokenizer.convert_ids_to_tokens(example.input_ids[example.target_positions])
+        expected = ["Ġthe", "Ġst"] if tokenizer.sep_token is None else ["t", "s"]
+        assert read[:2] == expected
+
+
 def test_words_without_tokens_or_behind_the_limit_have_no_target_and_shift_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -103,7 +113,8 @@ def test_what_is_cached_is_what_the_teacher_says_at_first_subwords(cache: Path) 
     assert opened.manifest.columns["tokens"] == "strings"
     for row, example in zip(make_sentences(30), opened.stream(0, 0, shuffle=False), strict=True):
         assert (example.example_id, example.columns["tokens"]) == (row["id"], row["tokens"])
-        encoded = tokenizer(row["tokens"], is_split_into_words=True, return_tensors="pt")
+        running = [f" {word}" for word in row["tokens"]]  # as this tokenizer learned its words
+        encoded = tokenizer(running, is_split_into_words=True, return_tensors="pt")
         words = encoded.word_ids(0)
         first = [words.index(word) for word in range(len(row["tokens"]))]
         with torch.no_grad():

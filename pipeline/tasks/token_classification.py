@@ -55,10 +55,16 @@ class TokenClassification(Classification):
         Raises:
             ConfigError: the tokenizer is no fast one.
         """
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "task token-classification: the tokenizer is no fast one, so that its tokens cannot"
+                " be told apart by words; choose a model with a tokenizer.json"
+            )
         words = lost = 0
-        iterator = iter(rows)
+        iterator, space = iter(rows), _find_space(tokenizer)
         while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
-            for row, ids, lengths in zip(chunk, *self._tokenize(chunk, tokenizer), strict=True):
+            tokens = self._tokenize(chunk, tokenizer, space)
+            for row, ids, lengths in zip(chunk, *tokens, strict=True):
                 example = self._example(row, ids, lengths, carry)
                 words += len(lengths) - 2
                 lost += len(lengths) - 2 - len(example.target_positions)
@@ -130,19 +136,14 @@ class TokenClassification(Classification):
             yield one.tolist(), other.tolist()
 
     def _tokenize(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, space: str
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Token ids and segment lengths of each row."""
-        if not tokenizer.is_fast:
-            raise ConfigError(
-                "task token-classification: the tokenizer is no fast one, so that its tokens cannot"
-                " be told apart by words; choose a model with a tokenizer.json"
-            )
         limit = min(self.max_length or tokenizer.model_max_length, tokenizer.model_max_length)
         side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
         try:
             encoded = tokenizer(
-                [_words(row) for row in rows],
+                [[space + word if word.strip() else word for word in _words(row)] for row in rows],
                 is_split_into_words=True,
                 truncation=limit < _NO_LIMIT,
                 max_length=min(limit, _NO_LIMIT),
@@ -211,6 +212,16 @@ class _SelectedWords(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._said.hidden)
+
+
+def _find_space(tokenizer: Any) -> str:
+    """What a word needs before it to be read as within a text: a byte-level BPE has learned " word"
+    as one token, and was not told to put the space there itself."""
+    spaced = (token[1:] for token in tokenizer.get_vocab() if token.startswith("Ġ"))
+    word = min((word for word in spaced if word.isascii() and word.isalpha()), default="")
+    running = tokenizer(f"{word} {word}", add_special_tokens=False)["input_ids"]
+    alone = tokenizer([word], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return " " if word and running[-len(alone) :] != alone else ""
 
 
 def _words_of(example: Example) -> np.ndarray:
