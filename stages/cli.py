@@ -131,7 +131,9 @@ def compare_command(
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="The folder of a finished student.")],
-    format: Annotated[str, typer.Option(help="transformers, int8 or onnx.")] = "transformers",
+    format: Annotated[
+        str, typer.Option(help="transformers, int8, onnx or sentence-transformers.")
+    ] = "transformers",
     output: Annotated[
         Path | None, typer.Option(help="Where it goes; RUN/exports/FORMAT where left out.")
     ] = None,

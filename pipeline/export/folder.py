@@ -1,26 +1,44 @@
 """What a user deploys of a run's folder: weights, configuration, tokenizer. No curve, no paths."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-import torch
 import transformers
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_SETTINGS = ("config.json", "generation_config.json")
+_COPIED = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("modules.json", "sentence_bert_config.json", "[0-9]_*"),  # of a sentence encoder
+)
 
 
 def copy_weights(run: Path, folder: Path) -> None:
     """Copy weights and configuration as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (*_WEIGHTS, *_SETTINGS):
-        for file in run.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+    for pattern in _COPIED:
+        for path in run.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+            else:
+                shutil.copyfile(path, folder / path.name)
 
 
-def save_as(model: transformers.PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
-    """Write a model, which is changed, with its floating-point weights in another precision."""
-    model.to(dtype).save_pretrained(folder)
+def drop_weights(folder: Path) -> None:
+    """Remove the weights that transformers wrote, and leave what stands beside them."""
+    for pattern in _COPIED[:2]:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def write_settings(folder: Path) -> None:
+    """Write what sentence-transformers keeps of a model beside its modules."""
+    settings: dict[str, Any] = {
+        "similarity_fn_name": "cosine",
+        "prompts": {},
+        "default_prompt_name": None,
+    }
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(run: Path, folder: Path) -> None:
@@ -30,5 +48,5 @@ def copy_tokenizer(run: Path, folder: Path) -> None:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of all weight files of an export or a run."""
-    patterns = ("*.safetensors", "*.onnx", "*.onnx.data")
+    patterns = ("*.safetensors", "[0-9]_*/*.safetensors", "*.onnx", "*.onnx.data")
     return sum(file.stat().st_size for pattern in patterns for file in folder.glob(pattern))

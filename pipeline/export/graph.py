@@ -9,7 +9,7 @@ no key-value cache. Needs the extra `onnx`.
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,10 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.student.key_values import without_cache
 
 FILE = "model.onnx"
+_UNREAD = ("pooler_output",)  # no task here reads it or trains it
 _ONE_FILE = 1_500_000_000  # bytes of weights; a protobuf ends at 2 GB
+
+Output = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
 
 class GraphStudent(nn.Module):
@@ -50,6 +53,11 @@ class GraphStudent(nn.Module):
         )
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # a model is on some device
 
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return self.place.device
+
     def get_output_embeddings(self) -> None:
         """None: a graph gives logits alone."""
 
@@ -68,15 +76,20 @@ class GraphStudent(nn.Module):
 class _Positional(nn.Module):
     """A model that takes its inputs in order and returns its tensors in order."""
 
-    def __init__(self, model: nn.Module, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: list[str], outputs: list[str], extra: Sequence[Output]
+    ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self.outputs = outputs
+        self.extra = extra
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        answer = self.model(**dict(zip(self.inputs, given, strict=True)))
-        return tuple(answer[name] for name in self.outputs)
+        named = dict(zip(self.inputs, given, strict=True))
+        answer = self.model(**named)
+        computed = (compute(answer, named) for compute in self.extra)
+        return (*(answer[name] for name in self.outputs), *computed)
 
 
 def require_onnx() -> None:
@@ -91,19 +104,24 @@ def require_onnx() -> None:
 
 
 def save_onnx(
-    model: transformers.PreTrainedModel, inputs: Mapping[str, Tensor], folder: Path
+    model: transformers.PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    folder: Path,
+    extra: Mapping[str, Output] | None = None,
 ) -> None:
     """Write <folder>/model.onnx (with model.onnx.data beside it where it is large) and config.json.
 
     Args:
         model: in evaluation mode and float32, on the CPU.
         inputs: a batch as its task makes it, [B, T] each with B and T above 1; axes are dynamic.
+        extra: further outputs by name, computed from what the model returns and was given.
 
     Raises:
         ConfigError: the extra is missing.
         ModelError: an encoder-decoder, or a model that torch cannot express as a graph.
     """
     require_onnx()
+    extra = extra or {}
     if model.config.is_encoder_decoder:
         raise ModelError(
             f"{type(model).__name__}: an encoder and a decoder need a graph each to generate, which"
@@ -112,15 +130,15 @@ def save_onnx(
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     with without_cache(model), torch.no_grad(), _quiet():
         answer = model(**inputs)
-        outputs = [name for name in answer if isinstance(answer[name], Tensor)]
-        graph = _Positional(model, list(inputs), outputs).eval()
+        outputs = [n for n in answer if isinstance(answer[n], Tensor) and n not in _UNREAD]
+        graph = _Positional(model, list(inputs), outputs, list(extra.values())).eval()
         try:
             program = torch.onnx.export(
                 graph,
                 tuple(inputs.values()),
                 dynamic_shapes=(tuple(axes for _ in inputs),),
                 input_names=list(inputs),
-                output_names=outputs,
+                output_names=[*outputs, *extra],
                 dynamo=True,
                 verbose=False,
             )

@@ -39,12 +39,11 @@ class Int8Linear(nn.Module):
     """
 
     weight: Tensor
-    scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, scale: nn.Parameter, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        self.scale = scale
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), False)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -63,12 +62,11 @@ class Int8Embedding(nn.Module):
     """
 
     weight: Tensor
-    scale: Tensor
 
-    def __init__(self, weight: Tensor, scale: Tensor, factor: float) -> None:
+    def __init__(self, weight: Tensor, scale: nn.Parameter, factor: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        self.scale = scale
         self.factor = factor
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ def quantize(model: nn.Module, names: Collection[str] | None = None) -> int:
     Returns:
         How many weights are in int8 now, each counted once.
     """
-    done: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by id, which stays theirs while kept
+    done: dict[int, tuple[Tensor, Tensor, nn.Parameter]] = {}  # the weights too: ids stay theirs
     for name, module in list(model.named_modules(remove_duplicate=False)):
         factor = _factor_of(module)
         if factor is None:
@@ -99,7 +97,8 @@ def quantize(model: nn.Module, names: Collection[str] | None = None) -> int:
                 continue
             plain = weight.detach().float()
             levels, scale = _round(plain.T if isinstance(module, Conv1D) else plain)
-            done[id(weight)] = (weight, levels.to(torch.int8), scale)
+            kept = nn.Parameter(scale, requires_grad=False)
+            done[id(weight)] = (weight, levels.to(torch.int8), kept)
         parent, _, last = name.rpartition(".")
         new = _replacement(module, *done[id(weight)][1:], factor)
         setattr(model.get_submodule(parent), last, new)
@@ -195,7 +194,9 @@ def _factor_of(module: nn.Module) -> float | None:
     return factor if factor and torch.allclose(answer, factor * rows, rtol=1e-4) else None
 
 
-def _replacement(module: nn.Module, levels: Tensor, scale: Tensor, factor: float) -> nn.Module:
+def _replacement(
+    module: nn.Module, levels: Tensor, scale: nn.Parameter, factor: float
+) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return Int8Embedding(levels, scale, factor)
     bias: Any = module.bias

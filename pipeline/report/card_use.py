@@ -13,6 +13,8 @@ def render_use(model: Mapping[str, Any], name: str, format: str, inputs: Sequenc
         format: transformers, int8, onnx or sentence-transformers.
         inputs: the names of what a graph takes.
     """
+    if format == "transformers" and model.get("auto_class") == "AutoModel":
+        format = "sentence-transformers"  # a sentence encoder's folder is one of both
     lines = _LINES[format](str(model.get("auto_class", "AutoModel")), name, inputs)
     if model.get("architecture") == "hashed-bag" and format != "int8":
         lines = ["import pipeline.student  # of Stillroom: registers hashed-bag", *lines]
@@ -36,6 +38,7 @@ def _int8(auto: str, name: str, inputs: Sequence[str]) -> list[str]:
         "",
         f'model = load_int8("{name}")  # called as any {auto}',
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        *(_HEAD.format(name=name).splitlines() if auto == "AutoModel" else []),
     ]
 
 
@@ -63,6 +66,10 @@ def _sentence_transformers(auto: str, name: str, inputs: Sequence[str]) -> list[
     ]
 
 
+_HEAD = """
+from pipeline.sentences import SentenceHead  # of Stillroom
+
+head = SentenceHead.read("{name}")  # of the pooled states: vectors"""
 _LINES = {
     "transformers": _transformers,
     "int8": _int8,
