@@ -48,10 +48,12 @@ def describe_provenance(
     """
     asked = read_cache_config(reading.cache)
     kept = reading.cache.manifest.targets
-    data = _describe_data(asked.get("data", {}))
+    read = asked.get("data", {})
+    data = _describe_data(read)
     own = None if inputs is None else _describe_data(inputs.model_dump(mode="json"))
-    if own is not None and own["hub"] is not None and own["hub"] == data["hub"]:
-        own["licence"] = own["licence"] or data["licence"]
+    if inputs is not None and own is not None and inputs.source not in _BUILDERS:
+        same = inputs.source == read.get("source")
+        own["licence"] = own["licence"] or (data["licence"] if same else None)
     return {
         "data": data,
         "inputs": own,
@@ -87,8 +89,8 @@ def _describe_data(data: Mapping[str, Any]) -> dict[str, Any]:
         name = None if source is None else f"{source} files"
         return {"name": name, "hub": None, "licence": licence}
     hub = HUB_NAME if source == "sib200" else _hub_name(source)
-    if source == "stdlib":
-        hub = None
+    if hub is not None and "/" not in hub:
+        hub = None  # one of our own sources
     return {
         "name": hub or Path(source).expanduser().resolve().name,
         "hub": hub,

@@ -12,6 +12,7 @@ from statistics import fmean
 import datasets
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from small_languages import SPLITS, read_languages, write_encoder, write_languages
 from small_library import write_library
 from transformers import (
@@ -249,6 +250,14 @@ def test_the_report_has_every_language_and_the_teachers_own(topics: Path) -> Non
         assert f">{own:.1f}<" in english
     assert "The cache asked teacher sib200 about eng_Latn alone." in page
     assert "://" not in page
+
+
+def test_a_students_card_names_its_data_languages_and_licences(topics: Path) -> None:
+    text = (topics / "runs" / "sib200" / "kd" / "README.md").read_text(encoding="utf-8")
+    data = ModelCard(text).data
+    assert data.datasets == ["Davlan/sib200"] and len(data.language) == len(LANGUAGES)
+    assert text.count("| cc-by-sa-4.0 |") == 2  # what the teacher read, what the student read
+    assert str(topics) not in text
 
 
 def test_the_recipe_run_again_changes_nothing(topics: Path, workplace: pytest.MonkeyPatch) -> None:
