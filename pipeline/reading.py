@@ -135,7 +135,7 @@ class Reading:
             self._check_temperature(loss)
             self._check_positions(loss)
             self._check_vectors(loss)
-            signals |= {name: self._canonical(name) for name in loss.compares.values()}
+            signals |= {name: self._canonical(name) for name in loss.teacher_signals}
         self._require_signals(signals.values())
         manifest = self.cache.manifest
         found = {name: manifest.signals[kept].heads for name, kept in signals.items()}

@@ -24,6 +24,7 @@ from pipeline.cache import (
     TargetsSpec,
     read_manifest,
     require_same,
+    write_head,
 )
 from pipeline.capture import Capture, CaptureLog, bytes_per_token
 from pipeline.config import StrictModel, dump_config, member_of
@@ -43,7 +44,7 @@ from pipeline.teacher import (
     load_tokenizer,
     require_isolation,
 )
-from stages.hidden import HiddenConfig, make_signals, require_rows
+from stages.hidden import HiddenConfig, make_signals, require_rows, require_targets
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
 from stages.writing import forget_targets, write_targets
@@ -146,6 +147,8 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         writer = CacheWriter(output, draft)
         (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tokenizer.save_pretrained(output / "tokenizer")
+        if teacher.head is not None and spec.head:
+            write_head(output, teacher.head)
         log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
         batch_tokens, workers = config.batch.resolve(teacher)
         with CaptureProgress(console, spool, writer) as bar:
@@ -246,6 +249,7 @@ def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
         temperatures=targets.temperatures,
         layers=teacher.name_layers(config.hidden.layers),
         attention=name_attention(teacher.model, config.hidden.qkv),
+        head=config.hidden.head,
         pooled=config.hidden.pooled,
         hidden_dtype=teacher.model.dtype,
     )
@@ -260,8 +264,15 @@ def _make_draft(
     spec: CaptureSpec,
     spool: Spool,
 ) -> Draft:
-    pooled = pooled_width(teacher.model)
-    signals = make_signals(config.hidden, spec.layers, spec.attention, teacher.width, pooled)
+    require_targets(config.hidden, task.features)
+    signals = make_signals(
+        config.hidden,
+        spec.layers,
+        spec.attention,
+        teacher.width,
+        pooled_width=pooled_width(teacher.model),
+        head_width=None if teacher.head is None else int(teacher.head.weight.shape[1]),
+    )
     shard_examples = _shard_examples(config.shard, spec, teacher.width, spool)
     require_rows(signals, spool.lengths[:shard_examples])
     return Draft(

@@ -24,6 +24,8 @@ class HiddenConfig(StrictModel):
         layers: 0 for the embeddings, 1 for the first layer, -1 for the last one, after its norm.
         qkv: layers whose query, key and value vectors are kept, 1 for the first, -1 for the last:
             what the model's projections give, before rotary positions. `projection` leaves them be.
+        head: what the output head of a language model is given at each target, and the head itself:
+            all logits can be made from them again. `projection` leaves it be.
         pooled: the mean of the last hidden states over an example's tokens.
         dtype: in the cache; float8_e4m3fn and int8 have a scale for each vector.
         projection: pca (fitted to the first shard) or random, with a width; none keeps the vectors
@@ -35,6 +37,7 @@ class HiddenConfig(StrictModel):
 
     layers: tuple[int, ...] = ()
     qkv: tuple[int, ...] = ()
+    head: bool = False
     pooled: bool = False
     dtype: VectorType = "float16"
     projection: Annotated[Projection | None, *member_of(PROJECTIONS, "projection")] = None
@@ -60,6 +63,7 @@ def make_signals(
     attention: Mapping[str, HeadShape],
     width: int,
     pooled_width: int | None = None,
+    head_width: int | None = None,
 ) -> dict[str, Signal]:
     """The signals of a cache.
 
@@ -68,9 +72,10 @@ def make_signals(
         attention: those of the kept attention vectors, and what they are made of.
         width: D of the teacher.
         pooled_width: D of its pooled vectors, where nothing is projected; `width` where left out.
+        head_width: of what its output head is given; None where it cannot stand alone.
 
     Raises:
-        ConfigError: a projection to more numbers than there are.
+        ConfigError: `head` of a teacher without one, a projection to more numbers than there are.
     """
     kept: dict[str, Any] = {"width": width, "dtype": config.dtype}
     if config.projection is not None:
@@ -86,11 +91,34 @@ def make_signals(
         name: Signal(width=shape.total, dtype=config.dtype, heads=shape.heads)
         for name, shape in attention.items()
     }
+    if config.head:
+        if head_width is None:
+            raise ConfigError(
+                "hidden.head: the teacher's logits are no scaled, soft-capped linear map of what"
+                " its output head is given; leave it out"
+            )
+        signals["head"] = Signal(width=head_width, dtype=config.dtype)
     if config.pooled:
         if config.projection is None:
             kept["width"] = pooled_width or width
         signals[POOLED] = Signal(**kept, per="example")
     return signals
+
+
+def require_targets(config: HiddenConfig, features: str) -> None:
+    """Refuse to keep what the head is given elsewhere than at the targets.
+
+    Args:
+        features: of the task: the positions whose hidden states are kept.
+
+    Raises:
+        ConfigError: `hidden.positions` picks others.
+    """
+    wanted = "all" if features == "targets" else "labelled"
+    if config.head and config.positions != wanted:
+        raise ConfigError(
+            f"hidden.head: belongs to every target; set hidden.positions to {wanted} for this task"
+        )
 
 
 def require_rows(signals: dict[str, Signal], lengths: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ config, cache, model -> losses that fit them, a collator, examples, a length -> 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.accounts import Marks
 from pipeline.arguments import training_arguments
 from pipeline.attention import model_depth
 from pipeline.batches import Collator, Selection
-from pipeline.cache import TeacherCache
+from pipeline.cache import TeacherCache, read_head
 from pipeline.errors import StillroomError
 from pipeline.freezing import Freezing
 from pipeline.losses.base import Loss
@@ -74,14 +75,14 @@ def listen(
     terms = [loss.name_classes(reading.cache.manifest.label_names) for loss in wanted]
     section = config.further_teachers
     if section is None:
-        losses = [loss.resolve(depth, reading.teacher_layers) for loss in terms]
+        losses = [_introduce(loss, depth, reading.cache) for loss in terms]
         collator = reading.collator(losses)
         return losses, collator, reading.widths(collator.signals)
     caches = {name: TeacherCache.open(share.cache) for name, share in section.caches.items()}
     losses = []
     for loss in section.expand(terms):
         cache = reading.cache if loss.teacher is None else caches[loss.teacher]
-        losses.append(loss.resolve(depth, count_layers(cache)))
+        losses.append(_introduce(loss, depth, cache))
     company = make_company(section, reading, caches, losses)
     collator = reading.collator([loss for loss in losses if loss.teacher is None])
     widths = reading.widths(collator.signals)
@@ -89,6 +90,12 @@ def listen(
         found = member.reading.widths(member.collator.signals)
         widths |= {f"{member.name}/{signal}": width for signal, width in found.items()}
     return losses, replace(collator, company=company), widths
+
+
+def _introduce(loss: Loss, depth: int, cache: TeacherCache) -> Loss:
+    """A loss that knows how many layers student and teacher have, and the teacher's head."""
+    known = loss.resolve(depth, count_layers(cache))
+    return known.hear(partial(read_head, cache.path, cache.manifest.head))
 
 
 def choose_examples(config: "StudentConfig", reading: Reading, losses: Sequence[Loss]) -> Selection:

@@ -17,6 +17,7 @@ from pipeline.cache.manifest import (
     require_same,
 )
 from pipeline.cache.order import EpochOrder, epoch_order
+from pipeline.cache.output_head import read_head, write_head
 from pipeline.cache.projection import PROJECTIONS, Projection, read_bases, require_vectors
 from pipeline.cache.quantization import VectorType
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
@@ -47,7 +48,9 @@ __all__ = [
     "hash_id",
     "locate",
     "read_bases",
+    "read_head",
     "read_manifest",
     "require_same",
     "require_vectors",
+    "write_head",
 ]

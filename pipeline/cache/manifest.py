@@ -188,12 +188,14 @@ class Manifest(Draft):
     Attributes:
         shards: sha256 of index/shards.arrow, which has the sha256 of each shard.json, which has
             those of its files. So the manifest is as small for 10^5 shards as for one.
-        projections: sha256 of projections.safetensors, None without; fidelity: see `ShardInfo`.
+        projections, head: sha256 of projections.safetensors and head.safetensors, None without.
+        fidelity: see `ShardInfo`.
     """
 
     version: Literal[1] = VERSION
     shards: str
     projections: str | None = optional()
+    head: str | None = optional()
     fidelity: dict[str, Fidelity] = optional({})
     totals: Totals
 

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache import output_head
 from pipeline.cache.groups import group_rows, write_groups
 from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
 from pipeline.cache.manifest import (
@@ -183,7 +184,8 @@ class CacheWriter:
         return Manifest(
             **_dump_draft(self.draft),
             shards=write_shards(self.path, (hash_file(folder / SHARD) for folder in folders)),
-            projections=hash_file(self.path / FILE) if (self.path / FILE).is_file() else None,
+            projections=_hash(self.path / FILE),
+            head=_hash(self.path / output_head.FILE),
             fidelity=read_shard(folders[0]).fidelity,
             totals=Totals(**totals),
         )
@@ -192,3 +194,7 @@ class CacheWriter:
 def _dump_draft(draft: Draft) -> dict[str, Any]:
     """The draft's own fields, of a manifest too."""
     return draft.model_dump(mode="json", include=set(Draft.model_fields))
+
+
+def _hash(file: Path) -> str | None:
+    return hash_file(file) if file.is_file() else None

@@ -10,6 +10,7 @@ from pipeline.losses.base import (
     WarmupStableDecay,
 )
 from pipeline.losses.contrastive import CRD
+from pipeline.losses.dense import DenseKL
 from pipeline.losses.divergences import (
     ForwardKL,
     JensenShannon,
@@ -29,6 +30,7 @@ LOSSES: dict[str, type[Loss]] = {
     "jensen_shannon": JensenShannon,
     "skew_kl": SkewKL,
     "total_variation": TotalVariation,
+    "dense_kl": DenseKL,
     "logit_mse": LogitMSE,
     "ranking": Ranking,
     "cross_entropy": CrossEntropy,

@@ -1,7 +1,7 @@
 """The seam of the losses: what a loss sees, and what every loss is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import StrictModel
+from pipeline.heads import OutputHead
 from pipeline.targets import Targets
 
 Unit = Literal["targets", "labels", "features", "examples"]
@@ -157,6 +158,14 @@ class Loss(StrictModel, ABC):
         """
         return self
 
+    def hear(self, read_head: Callable[[], OutputHead]) -> Self:
+        """The same with the teacher's output head, where it needs that.
+
+        Args:
+            read_head: reads it from the cache, or says that none is kept.
+        """
+        return self
+
     def name_classes(self, names: Sequence[str] | None) -> Self:
         """The same with every class by its id.
 
@@ -205,6 +214,11 @@ class Loss(StrictModel, ABC):
         """Student signal -> teacher signal that it is compared with, see `StudentOutputs.hidden`;
         empty for a loss of logits."""
         return {}
+
+    @property
+    def teacher_signals(self) -> tuple[str, ...]:
+        """The teacher's signals that it reads; see `compares`."""
+        return tuple(self.compares.values())
 
     def projections(self, student_width: int, teacher_width: int) -> nn.ModuleDict:
         """Learned parameters of the loss, trained beside the student and left out of its export."""

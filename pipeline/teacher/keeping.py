@@ -21,6 +21,7 @@ class CaptureSpec:
         layers: signal name -> index into the hidden states, 0 for the embeddings.
         attention: signal name -> what its vectors are made of, see `name_attention`.
         pooled: whether the pooled vector is kept.
+        head: whether what the output head is given is kept.
         hidden_dtype: in which layers reach the CPU; pooled vectors are float32.
     """
 
@@ -30,6 +31,7 @@ class CaptureSpec:
     layers: Mapping[str, int] = field(default_factory=dict)
     attention: Mapping[str, HeadShape] = field(default_factory=dict)
     pooled: bool = False
+    head: bool = False
     hidden_dtype: torch.dtype = torch.float32
 
     @property
@@ -39,11 +41,13 @@ class CaptureSpec:
 
     def hidden_bytes(self, width: int) -> int:
         """Of one position in memory, at most, with hidden states of so many numbers."""
-        numbers = len(self.layers) * width + sum(shape.total for shape in self.attention.values())
+        attention = sum(shape.total for shape in self.attention.values())
+        numbers = (len(self.layers) + self.head) * width + attention
         return numbers * self.hidden_dtype.itemsize
 
 
 def keep_states(
+    given: Tensor,
     states: Sequence[Tensor],
     attention: Mapping[str, Tensor],
     feature_index: Tensor,
@@ -52,12 +56,15 @@ def keep_states(
     """The signals of a batch at the feature positions, [M, D] each.
 
     Args:
+        given: [B * T, D], what the output head is given, where that is kept.
         states: embeddings and layers, [B, T, D] each, as far as `spec` needs them.
         attention: by signal, [B, T, heads, width] each.
         feature_index: [M] flat positions b * T + t.
     """
     rows = {name: states[index].flatten(0, 1) for name, index in spec.layers.items()}
     rows |= {name: attention[name].flatten(2).flatten(0, 1) for name in spec.attention}
+    if spec.head:
+        rows["head"] = given
     return {name: select(of, feature_index).to(spec.hidden_dtype) for name, of in rows.items()}
 
 

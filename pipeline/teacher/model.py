@@ -192,13 +192,14 @@ class Teacher:
         with self.forward, watch_attention(self.model, spec.attention) as attention:
             rows, states = self._run(put, spec)
         targets = self._sparse(select(rows, target_index), labels, spec, generator)
-        hidden = keep_states(states, attention, feature_index, spec)
+        hidden = keep_states(rows, states, attention, feature_index, spec)
         if spec.pooled:
             mask = send(_token_mask(examples, states[-1]), states[-1].device)
             hidden["pooled"] = self.task.pool(self.model, states[-1], mask)
         features = [0] * len(examples)
-        if spec.layers or spec.attention:
-            width = [*states, *attention.values()][0].shape[1]
+        if spec.layers or spec.attention or spec.head:
+            widths = [vectors.shape[1] for vectors in (*states, *attention.values())]
+            width = widths[0] if widths else len(rows) // len(examples)
             features = _count_by_row(feature_index, width, len(examples))
         return Captured.start_copy(targets, hidden, examples, features)
 

@@ -1,0 +1,57 @@
+"""The teacher's output head beside its cache, from which all logits can be made again.
+
+OutputHead -- write_head --> head.safetensors (weight, bias; scale and soft-cap as metadata)
+"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.cache.index import hash_file
+from pipeline.errors import CacheError
+from pipeline.heads import OutputHead
+from pipeline.runs import write_bytes
+
+FILE = "head.safetensors"
+
+
+def write_head(cache: Path, head: OutputHead) -> None:
+    """Write the head of V classes, without the rows that pad it."""
+    classes = head.num_classes
+    tensors = {"weight": head.weight[:classes].detach().cpu().contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias[:classes].detach().cpu().contiguous()
+    facts = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
+    content = save(tensors, metadata=facts)
+    if not (cache / FILE).is_file() or (cache / FILE).read_bytes() != content:
+        write_bytes(cache / FILE, content)
+
+
+def read_head(cache: Path, digest: str | None) -> OutputHead:
+    """Read the head of a cache.
+
+    Args:
+        digest: sha256 in the manifest, None where the cache has none.
+
+    Raises:
+        CacheError: none is kept, or the file is damaged.
+    """
+    if digest is None:
+        raise CacheError(
+            f"{cache}: keeps no output head; cache the teacher again with hidden.head: true"
+        )
+    file = cache / FILE
+    if not file.is_file() or hash_file(file) != digest:
+        raise CacheError(f"{file}: is missing or damaged; cache the teacher again")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            facts = stored.metadata()
+            weight = stored.get_tensor("weight")
+            bias = stored.get_tensor("bias") if "bias" in stored.keys() else None  # noqa: SIM118
+    except SafetensorError as error:
+        raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
+    cap = facts["soft_cap"]
+    return OutputHead(
+        weight, bias, float(facts["scale"]), None if cap == "None" else float(cap), len(weight)
+    )
