@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.heads import OutputHead
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
 from pipeline.losses.attention import AttentionLoss
 from pipeline.losses.contrastive import CRD
@@ -56,10 +57,15 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
 def all_losses() -> list[Loss]:
     """Every configured member of the family."""
     return [
-        member.model_validate(config)
+        member.model_validate(config).hear(lambda: make_head(V, TEACHER_WIDTH))
         for name, member in LOSSES.items()
         for config in CONFIGS.get(name, [{}])
     ]
+
+
+def make_head(classes: int, width: int, dtype: torch.dtype = torch.float64) -> OutputHead:
+    """A teacher's output head."""
+    return OutputHead(normal(1, classes, width, dtype=dtype), None, 1.0, None, classes)
 
 
 def relates_rows(loss: Loss) -> bool:
@@ -170,6 +176,8 @@ def make_case(
         heads = [HEADS] if isinstance(loss, AttentionLoss) else []
         leaves[mine] = normal(seed + number + 2, positions, *heads, STUDENT_WIDTH, dtype=dtype)
         teacher[theirs] = normal(seed + number + 9, positions, *heads, TEACHER_WIDTH, dtype=dtype)
+    for signal in set(loss.teacher_signals) - set(teacher):
+        teacher[signal] = normal(seed + 8, positions, TEACHER_WIDTH, dtype=dtype)
     targets = make_targets(normal(seed + 5, positions, V, scale=2.0, dtype=dtype), 3, draws=2)
     labels = torch.arange(positions) % V
     labels[1::3] = UNLABELLED

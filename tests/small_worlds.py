@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loss_cases import CONFIGS
+from loss_cases import CONFIGS, make_head
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
@@ -29,7 +29,9 @@ from pipeline.trainer import DistillationTrainer, attach_projections
 V, TEACHER_WIDTH = 40, 6
 TEMPERATURES = (1.0, 2.0, 4.0)
 HEADS = {f"{part}.{layer}": 2 for part in ("query", "key", "value") for layer in (1, -1)}
-SIGNALS = {name: name for name in ("layer.0", "layer.1", "layer.2", "layer.-1", "pooled", *HEADS)}
+SIGNALS = {
+    name: name for name in ("layer.0", "layer.1", "layer.2", "layer.-1", "pooled", "head", *HEADS)
+}
 WIDTHS = dict.fromkeys(SIGNALS, TEACHER_WIDTH)
 TASK = CausalLM(block_size=16)
 
@@ -37,7 +39,9 @@ TASK = CausalLM(block_size=16)
 def every_loss() -> list[Loss]:
     """Every member of the family, in each of its configurations; those on logits in their last."""
     found = [
-        LOSSES[name].model_validate({"name": name, **config})
+        LOSSES[name]
+        .model_validate({"name": name, **config})
+        .hear(lambda: make_head(V, TEACHER_WIDTH, torch.float32))
         for name in LOSSES
         for config in CONFIGS.get(name, [{}])
     ]

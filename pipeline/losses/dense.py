@@ -149,12 +149,11 @@ class _DenseKL(torch.autograd.Function):
                 slope = mine.exp() - said
             if gradient is not None:
                 gradient[rows, :classes] = slope / temperature
-        ctx.gradient = gradient
+        ctx.save_for_backward(gradient)
         return values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None, None]:
-        gradient = ctx.gradient
-        del ctx.gradient
-        return gradient.mul_(factor[:, None].to(gradient.dtype)), None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor[:, None].to(gradient.dtype), None, None, None, None
