@@ -29,9 +29,8 @@ from pipeline.trainer import DistillationTrainer, attach_projections
 V, TEACHER_WIDTH = 40, 6
 TEMPERATURES = (1.0, 2.0, 4.0)
 HEADS = {f"{part}.{layer}": 2 for part in ("query", "key", "value") for layer in (1, -1)}
-SIGNALS = {
-    name: name for name in ("layer.0", "layer.1", "layer.2", "layer.-1", "pooled", "head", *HEADS)
-}
+LAYERS = ("layer.0", "layer.1", "layer.2", "layer.-1")
+SIGNALS = {name: name for name in (*LAYERS, "pooled", "head", *HEADS)}
 WIDTHS = dict.fromkeys(SIGNALS, TEACHER_WIDTH)
 TASK = CausalLM(block_size=16)
 
