@@ -16,6 +16,9 @@ from pipeline.targets import Targets
 Column = str | int | float | bool | list[str] | None
 
 
+LANGUAGE_COLUMNS = ("language", "lang", "locale")  # whose values are codes of languages
+
+
 @dataclass(frozen=True)
 class Example:
     """One unit of teacher work with a name that survives shuffling, filtering and re-reading.

@@ -1,5 +1,6 @@
 """Languages in a report: named in their own script, ordered by what there was to learn from."""
 
+import html
 import re
 from typing import Any
 
@@ -92,3 +93,45 @@ def test_a_teacher_far_above_does_not_pale_the_students():
         ("0", "30.0"),
         ("100", "40.0"),
     ]
+
+
+TEXTS = {
+    "arb_Arab": ("ar-Arab", "قال العلماء إن النهر 12 كم طولا."),
+    "heb_Hebr": ("he-Hebr", "המדענים אמרו: ‎x < 3."),
+    "amh_Ethi": ("am-Ethi", "ሳይንቲስቶች ወንዙን ለኩ።"),
+    "npi_Deva": ("ne-Deva", "वैज्ञानिकहरूले नदी नापे।"),
+    "khm_Khmr": ("km-Khmr", "អ្នកវិទ្យាសាស្ត្រវាស់ទន្លេ។"),
+}
+
+
+def make_excerpt(language: str, prediction: str) -> dict[str, Any]:
+    return {
+        "language": language,
+        "text": TEXTS[language][1],
+        "label": "العلوم",
+        "prediction": prediction,
+        "confidence": 71.4,
+    }
+
+
+def test_texts_stand_in_their_own_language_and_direction_beside_what_was_made_of_them():
+    chosen = {"a": "العلوم", "b": "sports"}
+    runs = [
+        make_run(
+            label,
+            measure(accuracy=50.0),
+            details={"excerpts": [make_excerpt(language, name) for language in TEXTS]},
+        )
+        for label, name in chosen.items()
+    ]
+    page = render_page(Comparison([*runs, make_run("c", measure(accuracy=1.0))]))
+    section = page.split("Held-out texts")[1].split("</section>")[0]
+    for tag, text in TEXTS.values():
+        assert f'<p lang="{tag}" dir="auto">{html.escape(text)}</p>' in section
+    assert section.count("<td>✓ <bdi") == section.count("<td>✗ <bdi") == len(TEXTS)
+    assert '✗ <bdi dir="auto">sports</bdi><span class="unit"> 71</span>' in section
+    assert list_headings(section) == sorted(TEXTS)[: len(ROWS)] and ">c</bdi>" not in section
+
+
+def test_a_page_without_texts_has_no_section_of_them():
+    assert "Held-out texts" not in render_page(Comparison([make_languages("a", 50.0)]))

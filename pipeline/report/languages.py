@@ -3,9 +3,8 @@
 A code that is not here is left to the browser, which knows some of the others.
 """
 
+from pipeline.examples import LANGUAGE_COLUMNS
 from pipeline.report.markup import Html, element, text_in_own_direction
-
-COLUMNS = ("language", "lang", "locale")  # whose values are codes of languages
 
 # ISO 639-3, ISO 639-1 or a hyphen, own name.
 _NAMES = """
@@ -122,20 +121,27 @@ def _parse(names: str) -> dict[str, tuple[str, str]]:
 _TAGS = _parse(_NAMES)
 
 
-def own_name(code: str) -> Html | None:
-    """A language's own name in its own script and direction, None where it is not known here."""
+def find_tag(code: str) -> str | None:
+    """The tag of BCP 47 of a language, by which a browser chooses fonts; None if unknown here."""
     language, _, script = code.replace("-", "_").partition("_")
     if language.lower() not in _TAGS:
         return None
-    tag, name = _TAGS[language.lower()]
-    if script.istitle() and len(script) == 4:  # the script chooses the font
-        tag = f"{tag}-{script}"
+    tag, _ = _TAGS[language.lower()]
+    return f"{tag}-{script}" if script.istitle() and len(script) == 4 else tag
+
+
+def own_name(code: str) -> Html | None:
+    """A language's own name in its own script and direction, None where it is not known here."""
+    tag = find_tag(code)
+    if tag is None:
+        return None
+    _, name = _TAGS[code.replace("-", "_").partition("_")[0].lower()]
     return element("bdi", name, class_="own-name", lang=tag, dir="auto")
 
 
 def slice_heading(column: str, value: str) -> Html:
     """The heading of a row about a value of a column; a language has its own name there."""
     text = text_in_own_direction(value)
-    if column not in COLUMNS:
+    if column not in LANGUAGE_COLUMNS:
         return element("th", text, scope="row")
     return element("th", text, own_name(value) or "", scope="row", data_language=value)

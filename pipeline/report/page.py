@@ -13,6 +13,7 @@ from pipeline import __version__
 from pipeline.report.classes import classes_section
 from pipeline.report.cost import cost_section
 from pipeline.report.curves import curves_section
+from pipeline.report.excerpts import excerpts_section
 from pipeline.report.findings import headline, verdict
 from pipeline.report.markup import Html, element, join
 from pipeline.report.model import Comparison
@@ -42,6 +43,7 @@ def render_page(comparison: Comparison) -> str:
         curves_section(comparison),
         slices_section(comparison),
         classes_section(comparison),
+        excerpts_section(comparison),
         cost_section(comparison),
         differences_section(comparison),
         environment_section(comparison),

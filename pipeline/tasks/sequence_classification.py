@@ -16,8 +16,9 @@ from pipeline.errors import DataError
 from pipeline.examples import Example
 from pipeline.positions import Positions
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Batch
+from pipeline.tasks.base import Batch, Scores
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.excerpts import pick_excerpts
 from pipeline.tasks.texts import ROWS_AT_ONCE, tokenize_texts
 
 
@@ -52,6 +53,11 @@ class SequenceClassification(Classification):
                     label_ids=np.array([self._label_id(row)], dtype=np.int32),
                     columns={c: row[c] for c in ("split", *carry) if c in row},
                 )
+
+    def details(self, scores: Scores) -> dict[str, Any]:
+        """See `Classification.details`; and some texts, where they are carried."""
+        excerpts = pick_excerpts(scores, self._known_labels())
+        return super().details(scores) | ({"excerpts": excerpts} if excerpts else {})
 
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
