@@ -14,6 +14,9 @@ UNITS: dict[str, tuple[str, Direction]] = {
     "agreement": ("%", "higher"),
     "accuracy": ("%", "higher"),
     "macro_f1": ("%", "higher"),
+    "entity_f1": ("%", "higher"),
+    "exact_match": ("%", "higher"),
+    "f1": ("%", "higher"),
     "ece": ("%", "lower"),
 }
 KD = {"name": "forward_kl", "weight": 0.9, "temperature": 1.0}

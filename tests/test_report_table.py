@@ -3,6 +3,7 @@
 import math
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_cases import CE, KD, TEACHER, make_run, measure, three_runs, three_students
@@ -153,6 +154,23 @@ def test_the_verdict_of_a_classifier_is_about_accuracy_where_higher_is_better() 
     sentence = verdict(Comparison(runs, [teacher]))
     assert "an accuracy of 51.3 %" in sentence and "against 35.2 %" in sentence
     assert "42 % of the distance to the teacher's 73.5 % is closed" in sentence
+
+
+@pytest.mark.parametrize(
+    ("others", "name", "spoken"),
+    [
+        ({"accuracy": 90.0, "macro_f1": 50.0}, "entity_f1", "an entity F1 of 51.3 %"),
+        ({"exact_match": 20.0}, "f1", "an F1 of 51.3 %"),
+    ],
+)
+def test_the_verdict_of_a_finder_is_about_f1(
+    others: dict[str, float], name: str, spoken: str
+) -> None:
+    runs = [
+        make_run("labels", measure(loss=1.0, **others, **{name: 35.2}), [CE]),
+        make_run("distilled", measure(loss=1.1, **others, **{name: 51.3})),
+    ]
+    assert spoken in verdict(Comparison(runs, []))
 
 
 def test_a_student_whose_kd_loss_weighs_nothing_counts_as_learning_from_labels() -> None:

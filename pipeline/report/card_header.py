@@ -22,7 +22,7 @@ _PIPELINES = {
     "AutoModelForSeq2SeqLM": "text2text-generation",
     "AutoModel": "sentence-similarity",
 }
-_METRICS = {"macro_f1": "f1"}  # the others by their names
+_METRICS = {"macro_f1": "f1", "entity_f1": "seqeval"}  # the others by their names
 _LIBRARIES = {"onnx": "onnxruntime", "sentence-transformers": "sentence-transformers"}
 # ISO 639, maybe with a script and a region
 _LANGUAGE = re.compile(r"([a-z]{2,3})([-_][A-Z][a-z]{3})?([-_][A-Z]{2})?")

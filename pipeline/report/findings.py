@@ -29,11 +29,14 @@ class Difference:
 
 
 def primary_column(comparison: Comparison) -> Column | None:
-    """The metric that the verdict is about: accuracy where classes are counted, else the loss."""
+    """The metric that the verdict is about: F1 where entities or answers are found, accuracy where
+    classes are counted, else the loss."""
     columns = {c.name: c for r in comparison.runs for c in columns_of(r.result.metrics)}
     order = ["loss", *columns]
     if "macro_f1" in columns:
-        order = ["accuracy", "macro_f1", *order]
+        order = ["entity_f1", "accuracy", "macro_f1", *order]
+    if "exact_match" in columns:
+        order = ["f1", *order]
     return next((columns[name] for name in order if name in columns), None)
 
 
@@ -196,7 +199,8 @@ def _quoted(run: RunReport) -> str:
 
 def _named(column: Column) -> str:
     name = column.title if column.title.isupper() else column.title[:1].lower() + column.title[1:]
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+    spoken = "aeiouAEIOU" + ("FHLMNRSX" if name.isupper() else "")
+    return f"{'an' if name[0] in spoken else 'a'} {name}"
 
 
 def spell_number(count: int) -> str:

@@ -21,6 +21,9 @@ TITLES = {
     "ece": "ECE",
     "accuracy": "Accuracy",
     "macro_f1": "Macro-F1",
+    "entity_f1": "Entity F1",
+    "exact_match": "Exact match",
+    "f1": "F1",
 }
 ARROWS: dict[Direction, str] = {"lower": "↓", "higher": "↑", "none": ""}
 ABSENT = "–"
