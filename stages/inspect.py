@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.cache import Manifest, Signal, TeacherCache
 from pipeline.cache.sizes import column_bytes
-from pipeline.examples import CachedExample
+from pipeline.examples import LANGUAGE_COLUMNS, CachedExample
 from pipeline.report.contents import (
     Spell,
     bytes_table,
@@ -55,7 +55,7 @@ def inspect(
 def _print_cache(cache: TeacherCache, console: Console) -> None:
     manifest = cache.manifest
     console.print(Text(str(cache.path), style="bold"))
-    facts = {**_identity(manifest), **_contents(manifest)}
+    facts = {**_identity(manifest), **_contents(manifest), **_count_languages(cache)}
     if name := name_teacher(cache):
         facts["teacher"] = f"{name} · {facts['teacher']}"
     console.print(_facts_table(facts))
@@ -141,6 +141,16 @@ def _contents(manifest: Manifest) -> dict[str, str]:
         facts["columns"] = ", ".join(manifest.columns)
     if manifest.label_names:
         facts["labels"] = ", ".join(manifest.label_names)
+    return facts
+
+
+def _count_languages(cache: TeacherCache) -> dict[str, str]:
+    """The rows of each language, the most first, where the cache carries it."""
+    facts = {}
+    for column in (name for name in LANGUAGE_COLUMNS if name in cache.manifest.columns):
+        rows = {name: len(places) for name, places in cache.group(column).items()}
+        order = sorted(rows, key=lambda name: (-rows[name], name))
+        facts[column] = ", ".join(f"{name} {rows[name]:,}" for name in order)
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_identity_counts_and_bytes_are_shown_with_shortened_digests(language_cac
     assert line_of(output, "tokens") == ["4"]
     assert line_of(output, "targets")[:2] == ["3,", "each"]
     assert "the 3 highest of 8 classes" in output
+
+
+def test_the_rows_of_each_language_are_counted(tmp_path: Path) -> None:
+    examples = [class_example(f"s-{number}", LOGITS[:1, :3], 0) for number in range(12)]
+    names = ["yor"] * 3 + ["heb"] + ["yor"] * 8
+    examples = [replace(e, columns={"language": n}) for e, n in zip(examples, names, strict=True)]
+    cache = write_cache(tmp_path / "cache", examples, shifted=False)
+    assert "yor 11, heb 1" in printed(cache)
 
 
 def test_the_teacher_has_the_name_that_it_was_cached_under(
