@@ -30,7 +30,8 @@ class Example:
             must not see one another, or of what else `Task.segments` says; they sum to T. One entry
             where nothing is packed.
         target_positions: [N] int32, positions whose distribution is asked for, ascending; one
-            entry, 0, for a task that has one distribution for the whole example.
+            entry, 0, for a task that has one distribution for the whole example; the numbers of the
+            labels for one that has a distribution for each.
         label_ids: [N] int32, the class each distribution is about (for a language model the token
             at position + 1), UNLABELLED (-100) where there is none.
         columns: carried through to the student and to slices of metrics (language, split, text,

@@ -21,6 +21,7 @@ from pipeline.report.contents import (
     Spell,
     bytes_table,
     class_table,
+    label_table,
     span_table,
     survey_table,
     token_table,
@@ -91,6 +92,8 @@ def _print_example(cache: TeacherCache, example: CachedExample, console: Console
     names = manifest.label_names
     if manifest.task["name"] == "question-answering":
         console.print(span_table(example, spell))
+    elif manifest.task["name"] == "multi-label-classification":
+        console.print(label_table(example, names or []))
     elif not manifest.shifted and len(example.targets) == 1:
         console.print(class_table(example, names))
     else:

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from pipeline.batches import Collator
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
+from pipeline.outputs import run_student
+from pipeline.student import FromScratch, build_student
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS
 from pipeline.tasks.base import Scores
@@ -150,6 +153,24 @@ def test_a_batch_is_what_the_tokenizer_itself_would_give() -> None:
         torch.testing.assert_close(model(**batch.inputs).logits, model(**own).logits)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_a_pair_is_read_by_students_with_and_without_token_types(architecture: str) -> None:
+    rows = [{"id": "1", "text": "a b", "text_pair": "c d e"}, {"id": "2", "text": "a"}]
+    rows[1]["text_pair"] = "b"
+    examples = make_examples(rows)
+    task = SequenceClassification(labels=LABELS)
+    origin = FromScratch(architecture=architecture, layers=1, hidden_size=16, heads=2, dropout=0)
+    model = build_student(origin, task, 3, word_tokenizer(), 0).eval()
+    batch = Collator(task, 0)(examples)
+    logits = run_student(model, batch, [], task)[1].logits
+    alone = run_student(model, Collator(task, 0)(examples[1:]), [], task)[1].logits
+    torch.testing.assert_close(logits[1:], alone)
+    assert set(task.model_inputs(model, batch["inputs"])) - {"token_type_ids"} == {
+        "input_ids",
+        "attention_mask",
+    }
+
+
 def test_a_batch_without_pairs_has_no_token_types() -> None:
     examples = make_examples([{"id": "1", "text": "a b"}, {"id": "2", "text": "c"}])
     batch = SequenceClassification(labels=LABELS).batch(examples, pad_id=0)
@@ -162,6 +183,7 @@ def test_a_batch_without_pairs_has_no_token_types() -> None:
     ("row", "message"),
     [
         ({"text": "a", "label": 3}, r"example 9: label 3 is outside the label set of 3 \(health"),
+        ({"text": "a", "label": [1]}, "9: has a list of labels.*use multi-label-classification"),
         ({"text": "a", "label": -1}, "label -1 is outside the label set"),
         ({"text": None}, "example 9: has None as its text, expected a text; .*columns.text"),
         ({"sentence": "a"}, "example 9: has None as its text"),

@@ -329,7 +329,6 @@ BAD = {
     "empty csv": ({"source": "{here}/empty.csv"}, r"empty\.csv: is empty"),
     "same id twice": ({"source": "{here}/twice.jsonl"}, "id 'a' stands on more than one row"),
     "no id": ({"source": "{here}/noid.jsonl"}, "row 1 has None as its id"),
-    "labels that are lists": ({"source": "{here}/lists.jsonl"}, "column 'label' .* List"),
     "carried lists": (
         {"source": "{here}/lists.jsonl", "columns": {"label": "text"}, "carry": ["numbers"]},
         "column 'numbers' holds List, expected text, a list of texts or numbers",

@@ -95,6 +95,17 @@ def class_table(example: CachedExample, label_names: Sequence[str] | None) -> Ta
     return table
 
 
+def label_table(example: CachedExample, label_names: Sequence[str]) -> Table:
+    """The probability of each label of one example, the most probable first."""
+    table = _table("label", "p", "")
+    distribution = example.targets.at(1.0)
+    found = [dict(_ranked(distribution, row)).get(1, 0.0) for row in range(len(label_names))]
+    for label in sorted(range(len(found)), key=lambda label: -found[label]):
+        mark = "applies" if int(example.targets.label_ids[label]) == 1 else ""
+        table.add_row(Text(show_running(label_names[label])), f"{found[label]:.4f}", mark)
+    return table
+
+
 def span_table(example: CachedExample, spell: Spell, choices: int = 8) -> Table:
     """The tokens at which an answer most probably starts or ends, in the order of the text."""
     table = _table("", "token", "p(start)", "p(end)", "label")

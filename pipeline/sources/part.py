@@ -68,9 +68,7 @@ class Part:
     def class_feature(self) -> Any:
         """The type of one class in that column."""
         feature = self.table.features[self.columns[self.class_column or ""]]
-        if self.class_column == "tags" and hasattr(feature, "feature"):
-            return feature.feature
-        return feature
+        return getattr(feature, "feature", feature)  # of a list, that of its entries
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows with id, split and the shown columns; classes as the source has them."""
@@ -95,7 +93,7 @@ class Part:
             at += len(ids)
 
     def labels(self) -> Iterator[list[Key | None]]:
-        """The classes of each row, one for a label, many for tags; None where one is missing.
+        """The classes of each row, one or, in a list, many; None where one is missing.
 
         Raises:
             DataError: the column cannot hold class labels.
@@ -152,11 +150,9 @@ class Part:
         return list(map(_namer(self.table.features[source]), batch[source]))
 
     def _classes(self, cells: Iterable[Any]) -> list[Any]:
-        """Class keys: one for each cell of a label column, a list for each of a tags column."""
+        """Class keys: one for each cell, a list for each cell that is one."""
         read = read_label(self.class_feature)
-        if self.class_column == "label":
-            return list(map(read, cells))
-        return [None if cell is None else list(map(read, cell)) for cell in cells]
+        return [[*map(read, cell)] if isinstance(cell, list) else read(cell) for cell in cells]
 
 
 def cut_part(split: Split, opened: Opened, config: DataConfig, columns: Mapping[str, str]) -> Part:

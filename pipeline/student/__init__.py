@@ -55,7 +55,8 @@ def build_student(
         keep_layers(model, origin.layers, origin.decoder_layers, origin.model)
     for name, value in task.model_settings(tokenizer).items():
         setattr(model.config, name, value)
-        setattr(model.generation_config, name, value)
+        if hasattr(model, "generation_config"):
+            setattr(model.generation_config, name, value)
     return model
 
 

@@ -3,6 +3,7 @@
 from pipeline.tasks.base import Batch, Observation, Scores, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
+from pipeline.tasks.multi_label import MultiLabelClassification
 from pipeline.tasks.question_answering import QuestionAnswering
 from pipeline.tasks.sentence_embeddings import SentenceEmbeddings
 from pipeline.tasks.seq2seq import Seq2Seq
@@ -12,6 +13,7 @@ from pipeline.tasks.token_classification import TokenClassification
 TASKS: dict[str, type[Task]] = {
     "causal-lm": CausalLM,
     "masked-lm": MaskedLM,
+    "multi-label-classification": MultiLabelClassification,
     "question-answering": QuestionAnswering,
     "sentence-embeddings": SentenceEmbeddings,
     "seq2seq": Seq2Seq,
@@ -24,6 +26,7 @@ __all__ = [
     "Batch",
     "CausalLM",
     "MaskedLM",
+    "MultiLabelClassification",
     "Observation",
     "QuestionAnswering",
     "Scores",

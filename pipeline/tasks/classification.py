@@ -3,12 +3,13 @@
 label ids, predictions -> accuracy, macro F1, loss, calibration; report and confusions per class
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.metrics import Metric, expected_calibration_error, precision_recall_f1
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Scores, Task
@@ -88,3 +89,12 @@ class Classification(Task):
                 " the classes in task.labels"
             )
         return self.labels
+
+    def _check_label(self, label: Any, row: Mapping[str, Any]) -> int:
+        """A class number, where the label set has it."""
+        if self.labels is not None and not 0 <= label < len(self.labels):
+            raise DataError(
+                f"example {row['id']}: label {label} is outside the label set of"
+                f" {len(self.labels)} ({', '.join(self.labels)}); mend the data or task.labels"
+            )
+        return int(label)

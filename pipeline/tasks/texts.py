@@ -1,14 +1,89 @@
-"""Texts and pairs of texts as token ids, for the tasks that read whole texts."""
+"""Whole texts and pairs of texts: what the tasks share that ask about one.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+row -> tokens, cut on the right -> Example -> batch, with token types where there are pairs
+"""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from pydantic import Field
 
 from pipeline.errors import DataError
+from pipeline.examples import Example
+from pipeline.positions import Positions
+from pipeline.tasks.base import Batch, Inputs, Task
 
 ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 _NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+_TYPES = "token_type_ids"
+
+
+class TextTask(Task):
+    """A task whose answer is about a whole text, or about a pair of texts.
+
+    Attributes:
+        max_length: tokens read at most, special tokens included; what is longer is cut on the
+            right (of a pair, the longer text first). Left out, it is what the tokenizer's model
+            reads, for teacher and student each by its own tokenizer.
+    """
+
+    auto_class: ClassVar = "AutoModelForSequenceClassification"
+    vocabulary: ClassVar = False
+    shifted: ClassVar = False
+    features: ClassVar = "tokens"
+    same_tokens: ClassVar = False
+
+    max_length: int | None = Field(default=None, ge=2)
+
+    def examples(
+        self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, carry: Sequence[str]
+    ) -> Iterator[Example]:
+        """See `Task.examples`; an example's segments are the token types of a pair."""
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, ROWS_AT_ONCE)):
+            tokens = tokenize_texts(chunk, tokenizer, self.max_length)
+            for row, ids, lengths in zip(chunk, *tokens, strict=True):
+                labels = np.array(self._label_ids(row), dtype=np.int32)
+                yield Example(
+                    example_id=str(row["id"]),
+                    input_ids=ids,
+                    segment_lengths=lengths,
+                    target_positions=np.arange(len(labels), dtype=np.int32),
+                    label_ids=labels,
+                    columns=self._columns(row, carry),
+                )
+
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
+        """See `Task.batch`; the second text of a pair has token type 1, and both see each other."""
+        batch = super().batch(examples, pad_id, positions)
+        batch = replace(batch, target_index=torch.arange(len(batch.target_index)))
+        if all(len(example.segment_lengths) == 1 for example in examples):
+            return batch
+        types = torch.zeros_like(batch.inputs["input_ids"])
+        for row, example in enumerate(examples):
+            first, last = int(example.segment_lengths[0]), len(example.input_ids)
+            types[row, first:last] = 1
+        return replace(batch, inputs={**batch.inputs, _TYPES: types})
+
+    def model_inputs(self, model: Any, inputs: Inputs) -> Inputs:
+        """See `Task.model_inputs`: a model that knows no token types reads a pair without them."""
+        known = _TYPES in inspect.signature(model.forward).parameters
+        return {name: tensor for name, tensor in inputs.items() if known or name != _TYPES}
+
+    def _columns(self, row: Mapping[str, Any], carry: Sequence[str]) -> dict[str, Any]:
+        return {column: row[column] for column in ("split", *carry) if column in row}
+
+    @abstractmethod
+    def _label_ids(self, row: Mapping[str, Any]) -> list[int]:
+        """The class of each of an example's targets."""
 
 
 def tokenize_texts(
