@@ -8,7 +8,7 @@ would have written. The file is deleted once the cache stands, which holds the t
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def write_texts(
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Let the model write for every row whose split asks for it, and go on where it stopped.
+    """Let the model write for every row of the splits for which the task says so, and go on where
+    it stopped.
 
     Args:
         rows: with id and split.
@@ -44,11 +45,12 @@ def write_texts(
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     done = _keep_whole_windows(file, key)
-    wanted = (row for row in rows if row["split"] in task.generation.splits)
-    count = 0
+    wanted = (row for row in rows if task.writes(row["split"]) is not None)
+    total, columns = 0, set[str]()
     for number, window in enumerate(_windows(wanted)):
-        count += len(window)
-        if count > done:
+        total += len(window)
+        columns.update(_column(row, task) for row in window)
+        if total > done:
             texts = _write_window(window, number, task, model, tokenizer, seed)
             lines = [
                 json.dumps({"id": str(row["id"]), "texts": found}, ensure_ascii=False) + "\n"
@@ -56,8 +58,8 @@ def write_texts(
             ]
             with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
-        progress(count)
-    if count == 0:
+        progress(total)
+    if task.targets == "generated" and "generated" not in columns:
         splits = ", ".join(task.generation.splits)
         raise DataError(f"task.generation.splits: no row is in {splits}; see data.splits")
 
@@ -65,22 +67,29 @@ def write_texts(
 def generated_rows(
     rows: Iterable[Mapping[str, Any]], task: Writer, file: Path
 ) -> Iterator[Mapping[str, Any]]:
-    """The rows with the column `generated`; one for each text, `id#0`, `id#1`, ... of several.
+    """The rows with the column that was written; one for each text, `id#0`, `id#1`, ... of several.
 
     Rows of other splits are given as they are.
     """
-    several = task.generation.num_return_sequences > 1
     with file.open(encoding="utf-8") as stream:
         next(stream)
         for row in rows:
-            if row["split"] not in task.generation.splits:
+            asked = task.writes(row["split"])
+            if asked is None:
                 yield row
                 continue
+            column, decoding = asked
             written = json.loads(next(stream))
             assert written["id"] == str(row["id"])  # the key holds the digest of the rows
             for number, text in enumerate(written["texts"]):
-                name = f"{row['id']}#{number}" if several else row["id"]
-                yield {**row, "id": name, "generated": text}
+                name = f"{row['id']}#{number}" if decoding.count > 1 else row["id"]
+                yield {**row, "id": name, column: text}
+
+
+def _column(row: Mapping[str, Any], task: Writer) -> str:
+    asked = task.writes(row["split"])
+    assert asked is not None
+    return asked[0]
 
 
 def _keep_whole_windows(file: Path, key: str) -> int:
@@ -108,16 +117,19 @@ def _write_window(
     tokenizer: Any,
     seed: int,
 ) -> list[list[str]]:
-    """The texts of a window's rows in their order, asked in batches of similar length."""
+    """The texts of a window's rows in their order, asked in batches of one split and similar
+    length."""
     prompts, sources = task.prompts(window, tokenizer)
     lengths = [len(ids) for ids in (prompts if sources is None else sources)]
-    order = sorted(range(len(window)), key=lambda row: -lengths[row])
+    order = sorted(range(len(window)), key=lambda row: (window[row]["split"], -lengths[row]))
     texts: list[list[str]] = [[] for _ in window]
-    size = task.generation.batch_size
-    for batch, start in enumerate(range(0, len(order), size)):
-        picked = order[start : start + size]
-        rows = [window[row] for row in picked]
-        found = task.write(model, tokenizer, rows, batch_seed(seed, number, batch))
-        for row, several in zip(picked, found, strict=True):
-            texts[row] = several
+    seeds = (batch_seed(seed, number, batch) for batch in count())
+    for split, group in groupby(order, lambda row: window[row]["split"]):
+        asked = task.writes(split)
+        assert asked is not None
+        while picked := list(islice(group, task.generation.batch_size)):
+            rows = [window[row] for row in picked]
+            found = task.write(model, tokenizer, rows, asked[1], next(seeds))
+            for row, several in zip(picked, found, strict=True):
+                texts[row] = several
     return texts

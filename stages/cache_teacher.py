@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
 from rich.console import Console
 
 from pipeline.attention import name_attention
@@ -26,14 +25,13 @@ from pipeline.cache import (
     require_same,
     write_head,
 )
-from pipeline.capture import Capture, CaptureLog, bytes_per_token
+from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.identity import digest_tokenizer
 from pipeline.sentences import pooled_width
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
-from pipeline.tasks.generation import Writer
 from pipeline.teacher import (
     CaptureSpec,
     Spool,
@@ -47,9 +45,9 @@ from pipeline.teacher import (
 from stages.hidden import HiddenConfig, make_signals, require_rows, require_targets
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
-from stages.writing import forget_targets, write_targets
+from stages.sizes import BatchConfig, ShardConfig
+from stages.writing import forget_targets, lets_write, write_targets
 
-_SHARD_BYTES = 1 << 29  # answers of a shard in memory, before they are encoded
 # How a capture runs, not what it keeps: free to change from session to session.
 _FREE: Any = {
     "output": True,
@@ -58,33 +56,6 @@ _FREE: Any = {
     "teacher": {"device", "device_map", "attn_implementation", "licence"},
 }
 _REMEDY = "Cache into another output, or go back to those settings"
-
-
-class BatchConfig(StrictModel):
-    """How much the teacher is asked at once.
-
-    Attributes:
-        tokens: of a batch, padding included; by default 2,048 on a CPU, 8,192 on a GPU.
-        workers: batches at a time; by default one for every core of a CPU, one on a GPU.
-    """
-
-    tokens: Annotated[int, Field(gt=0)] | None = None
-    workers: Annotated[int, Field(gt=0)] | None = None
-
-    def resolve(self, teacher: Teacher) -> tuple[int, int]:
-        """Tokens and workers for a teacher, where its device decides them too.
-
-        A core's own batch is small because a larger one leaves its cache.
-        """
-        tokens = self.tokens or (2048 if teacher.device.type == "cpu" else 8192)
-        return tokens, self.workers or teacher.workers
-
-
-class ShardConfig(StrictModel):
-    """The unit of work: about so many tokens, fewer where hidden states are large, or examples."""
-
-    tokens: int = Field(default=1 << 18, gt=0)
-    examples: Annotated[int, Field(gt=0)] | None = None
 
 
 class CacheConfig(StrictModel):
@@ -131,7 +102,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         return output
     asked: Iterable[Mapping[str, Any]] = rows
     teacher = None
-    if isinstance(task, Writer) and task.targets == "generated":
+    if lets_write(task, config.data):
         teacher = _load_teacher(config, task, tokenizer)
         key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
         key |= {"files": describe_files(config.teacher), **_tokenizer_identity(tokenizer)}
@@ -273,7 +244,7 @@ def _make_draft(
         pooled_width=pooled_width(teacher.model),
         head_width=None if teacher.head is None else int(teacher.head.weight.shape[1]),
     )
-    shard_examples = _shard_examples(config.shard, spec, teacher.width, spool)
+    shard_examples = config.shard.count(spec, teacher.width, spool)
     require_rows(signals, spool.lengths[:shard_examples])
     return Draft(
         identity=Identity(
@@ -293,13 +264,6 @@ def _make_draft(
         shard_examples=shard_examples,
         num_examples=len(spool),
     )
-
-
-def _shard_examples(config: ShardConfig, spec: CaptureSpec, width: int, spool: Spool) -> int:
-    if config.examples is not None:
-        return config.examples
-    tokens = min(config.tokens, max(1, _SHARD_BYTES // bytes_per_token(spec, width)))
-    return max(1, tokens * len(spool) // max(1, sum(spool.lengths)))
 
 
 def _tokenizer_identity(tokenizer: Any) -> dict[str, Any]:

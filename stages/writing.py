@@ -1,18 +1,26 @@
-"""Targets that the teacher writes itself, before it is asked about them."""
+"""Texts that the teacher writes itself, before it is asked about them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
 
 from pipeline.generating import generated_rows, write_texts
 from pipeline.identity import digest_json
-from pipeline.sources import Rows
+from pipeline.sources import DataConfig, Rows
+from pipeline.tasks import Task
 from pipeline.tasks.generation import Writer
 from stages.progress import WritingProgress
 
 _FILE = "generated.jsonl"  # until the cache holds the texts
+
+
+def lets_write(task: Task, data: DataConfig) -> TypeGuard[Writer]:
+    """Whether the teacher is to write: targets, or hypotheses for held-out sources."""
+    return isinstance(task, Writer) and (
+        task.targets == "generated" or any(map(task.writes, data.splits))
+    )
 
 
 def write_targets(

@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runs import read_result
 from pipeline.tasks import CausalLM
 from pipeline.tasks.generation import Generation, Writer
+from pipeline.text_metrics import measure_texts
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.train_student import train_student
 
@@ -102,21 +103,20 @@ class StoppedError(Exception):
     """The machine went away."""
 
 
-@pytest.mark.parametrize("generation", [BEAMS, DRAWN], ids=["beams", "drawn"])
 def test_an_interrupted_generation_goes_on_and_leaves_the_same_cache(
-    generation: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generating, "_WINDOW", 8)
-    whole = make_generated_config(tmp_path / "whole", generation)
+    whole = make_generated_config(tmp_path / "whole", DRAWN)
     cache_teacher(whole, progress=False)
-    config = make_generated_config(tmp_path / "cut", generation)
+    config = make_generated_config(tmp_path / "cut", DRAWN)
     write, asked = Writer.write, []
 
-    def write_some(self: Writer, model: Any, tokenizer: Any, rows: Any, seed: int) -> Any:
+    def write_some(self: Writer, model: Any, tokenizer: Any, rows: Any, *how: Any) -> Any:
         if len(asked) == 3:
             raise StoppedError
         asked.append(len(rows))
-        return write(self, model, tokenizer, rows, seed)
+        return write(self, model, tokenizer, rows, *how)
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", write_some)
@@ -127,9 +127,9 @@ def test_an_interrupted_generation_goes_on_and_leaves_the_same_cache(
         stream.write('{"id": "pair 8", "te')  # cut off in the middle of a line
     assert len(file.read_text(encoding="utf-8").splitlines()) == 1 + 8 + 1
 
-    def write_rest(self: Writer, model: Any, tokenizer: Any, rows: Any, seed: int) -> Any:
+    def write_rest(self: Writer, model: Any, tokenizer: Any, rows: Any, *how: Any) -> Any:
         asked.append(len(rows))
-        return write(self, model, tokenizer, rows, seed)
+        return write(self, model, tokenizer, rows, *how)
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", write_rest)
@@ -214,3 +214,39 @@ def test_a_bart_writes_from_its_start_token(tmp_path: Path) -> None:
     example = opened.by_id("pair 0")
     assert example.label_ids[-1] == 1
     assert example.columns["generated"]
+
+
+def test_the_teachers_own_texts_are_measured_beside_its_students(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    task = {
+        "name": "seq2seq",
+        "targets": "generated",
+        "generation": {**BEAMS, "splits": ["train"]},
+        "evaluate": {"max_new_tokens": 8},
+    }
+    config = make_translation_config(tmp_path, make_model(), make_word_tokenizer(), task=task)
+    opened = open_cache(config)
+    pairs = {pair["id"]: pair["de"] for pair in make_pairs(30)}
+    written, references = [], []
+    for row in opened.split_indices("test"):
+        columns = opened[int(row)].columns
+        assert columns["generated"] is None
+        written.append(str(columns["hypothesis"]))
+        references.append([pairs[opened[int(row)].example_id]])
+    expected = measure_texts(["chrf", "bleu"], written, references)
+    same = {"from": "pretrained", "model": str(tmp_path / "teacher")}
+    run = train_student(
+        make_student_config(
+            config.output,
+            tmp_path / "run",
+            student=same,
+            training={"learning_rate": 0.0, "max_steps": 1},
+            evaluation={"slices": ["language"]},
+        )
+    )
+    result = read_result(run)
+    teacher = {(m["name"], m["slice"]): m["value"] for m in result.details["teacher"]["metrics"]}
+    assert teacher["chrf", "all"] == pytest.approx(expected["chrf"])
+    assert teacher["bleu", "all"] == pytest.approx(expected["bleu"])
+    assert result.metric("chrf") == pytest.approx(expected["chrf"])
+    assert ("chrf", "language=south") in teacher

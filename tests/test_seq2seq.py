@@ -239,7 +239,7 @@ def test_a_student_with_the_teachers_weights_has_nothing_to_learn(
     assert again["perplexity", "all"] == pytest.approx(np.exp(result.metric("loss")))
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart", "mbart", "m2m_100"])
+@pytest.mark.parametrize("architecture", ["t5", "m2m_100"])
 def test_students_from_scratch_begin_as_the_teacher_does(
     architecture: str, cache: Path, tmp_path: Path
 ) -> None:

@@ -134,7 +134,7 @@ def test_drawn_texts_depend_on_the_seed_alone() -> None:
     decoding = Generation(do_sample=True, max_new_tokens=6, num_return_sequences=3)
     state = torch.get_rng_state()
     first, again, other = (
-        generate_texts(model, tokenizer, [start], decoding, [source], count=3, seed=seed)
+        generate_texts(model, tokenizer, [start], decoding, [source], seed=seed)
         for seed in (1, 1, 2)
     )
     assert torch.equal(torch.get_rng_state(), state)

@@ -39,6 +39,11 @@ class Decoding(StrictModel):
     no_repeat_ngram_size: int | None = Field(default=None, ge=1)
     repetition_penalty: float | None = Field(default=None, gt=0.0)
 
+    @property
+    def count(self) -> int:
+        """Texts for each prompt."""
+        return 1
+
     def settings(self) -> dict[str, Any]:
         """As transformers' GenerationConfig takes them."""
         own = {name: getattr(self, name) for name in Decoding.model_fields}
@@ -58,6 +63,11 @@ class Generation(Decoding):
     num_return_sequences: int = Field(default=1, ge=1)
     splits: list[Literal["train", "validation", "test"]] = Field(default=["train"], min_length=1)
     batch_size: int = Field(default=16, ge=1)
+
+    @property
+    def count(self) -> int:
+        """See `Decoding.count`."""
+        return self.num_return_sequences
 
     @model_validator(mode="after")
     def _check_count(self) -> Self:
@@ -98,13 +108,23 @@ class Writer(Task):
     ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
         """Token ids that texts go on from and those that an encoder reads; see `generate_texts`."""
 
+    def writes(self, split: str) -> tuple[str, Decoding] | None:
+        """The column that the teacher writes in a split, and how; None where it writes nothing."""
+        if self.targets == "generated" and split in self.generation.splits:
+            return "generated", self.generation
+        return None
+
     def write(
-        self, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], seed: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        rows: Sequence[Mapping[str, Any]],
+        decoding: Decoding,
+        seed: int,
     ) -> list[list[str]]:
-        """A model's own texts for some rows, `num_return_sequences` of each."""
+        """A model's own texts for some rows, `decoding.count` of each."""
         prompts, sources = self.prompts(rows, tokenizer)
-        count = self.generation.num_return_sequences
-        return generate_texts(model, tokenizer, prompts, self.generation, sources, count, seed)
+        return generate_texts(model, tokenizer, prompts, decoding, sources, seed)
 
 
 @torch.inference_mode()
@@ -114,7 +134,6 @@ def generate_texts(
     prompts: Sequence[np.ndarray],
     decoding: Decoding,
     sources: Sequence[np.ndarray] | None = None,
-    count: int = 1,
     seed: int = 0,
 ) -> list[list[str]]:
     """What a model writes after each prompt, without the prompt and special tokens.
@@ -126,7 +145,6 @@ def generate_texts(
         prompts: token ids that the text goes on from; with sources, the decoder's first tokens, the
             same number of them for all.
         sources: what the encoder reads, for a model that has one.
-        count: texts for each prompt, the best first.
         seed: of what is drawn; the caller's random state is left as it is.
     """
     device = model.get_input_embeddings().weight.device
@@ -140,7 +158,7 @@ def generate_texts(
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": starts}
     config = GenerationConfig(
         **decoding.settings(),
-        num_return_sequences=count,
+        num_return_sequences=decoding.count,
         pad_token_id=pad_id,
         eos_token_id=_ends(model, tokenizer),
         decoder_start_token_id=None if sources is None else int(prompts[0][0]),
@@ -157,7 +175,8 @@ def generate_texts(
     texts = tokenizer.batch_decode(written[:, begins:].cpu(), skip_special_tokens=True)
     if sources is not None:
         texts = [text.strip() for text in texts]
-    return [texts[start : start + count] for start in range(0, len(texts), count)]
+    size = decoding.count
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
 def _fill_left(rows: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.examples import Example
+from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
 from pipeline.tasks.base import Batch, Observation, Scores, flat_index, pad_rows
 from pipeline.tasks.bilingual import encode_texts, read_texts, speaking
 from pipeline.tasks.causal_lm import count_ids, language_metrics
-from pipeline.tasks.generation import Evaluate, Writer, generate_texts
+from pipeline.tasks.generation import Decoding, Evaluate, Writer, generate_texts
 from pipeline.text_metrics import describe_metrics, measure_texts, require_packages
 
 _ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
@@ -42,7 +42,8 @@ class Seq2Seq(Writer):
         source_language, target_language: codes of a multilingual tokenizer (its src_lang and
             tgt_lang); a row's own columns of these names come first.
         evaluate: write texts for held-out sources and compare them with their targets; slow, so
-            only where it is asked for. A student's config may say it under `evaluation.task`.
+            only where it is asked for. A cache then holds the teacher's; a student's config may say
+            it under `evaluation.task`.
         decoder_start: the token id that each decoder input begins with; "teacher" takes what the
             teacher's configuration says, "last" the last token of each target (mBART's language).
     """
@@ -114,6 +115,12 @@ class Seq2Seq(Writer):
         unwritten = [{**row, "generated": ""} for row in rows]
         return _prompts(list(self.examples(unwritten, tokenizer, [])), tokenizer)
 
+    def writes(self, split: str) -> tuple[str, Decoding] | None:
+        """See `Writer.writes`; held-out hypotheses are for metrics of the teacher."""
+        if self.evaluate is not None and split != "train":
+            return super().writes(split) or ("hypothesis", self.evaluate)
+        return super().writes(split)
+
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
     ) -> Batch:
@@ -155,6 +162,12 @@ class Seq2Seq(Writer):
         firsts = np.cumsum([0, *(len(e.target_positions) for e in seen.examples)])
         written = np.full(firsts[-1], None, dtype=object)
         written[firsts[:-1]] = [found[0] for found in texts]
+        return {"hypothesis": written}
+
+    def recall(self, example: CachedExample, tokenizer: Any) -> dict[str, np.ndarray]:
+        """See `Task.recall`: what the teacher wrote, where the cache holds it."""
+        written = np.full(len(example.target_positions), None, dtype=object)
+        written[0] = example.columns.get("hypothesis")
         return {"hypothesis": written}
 
     def metrics(self, scores: Scores) -> list[Metric]:
@@ -212,7 +225,7 @@ class Seq2Seq(Writer):
                 f"example {row['id']}: its {empty} gives no token; leave it out of the data"
             )
         start = int(target[-1]) if self.decoder_start == "last" else int(self.decoder_start)
-        kept = dict.fromkeys(("split", "target", "generated", *carry))
+        kept = dict.fromkeys(("split", "target", "generated", "hypothesis", *carry))
         return Example(
             example_id=str(row["id"]),
             input_ids=np.concatenate([source, [start], target]).astype(np.int32),

@@ -29,7 +29,7 @@ from pipeline.targets import UNLABELLED, Targets
 from stages.bench.rivals import RIVALS
 from stages.bench.setting import Setting
 from stages.bench.spaces import TEMPERATURES, Source, keep_targets, list_spaces
-from stages.cache_teacher import ShardConfig
+from stages.sizes import ShardConfig
 
 _KEPT = ((128, 0), (8, 4), (0, 12))  # asked for; 64 and 50 are the first of 128
 _SHOWN = ((50, 0), (64, 0), (128, 0), (8, 4), (0, 12))
