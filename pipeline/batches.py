@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
 from pipeline.positions import Positions
 from pipeline.sampling import Deal
-from pipeline.targets import UNLABELLED, Targets
+from pipeline.targets import UNLABELLED
 from pipeline.tasks.base import Task
 
 COUNTED = ("targets", "labels", "features", "examples", "tokens")
@@ -155,7 +155,7 @@ class StepSampler(Sampler[list[int]]):
 class FurtherKnowledge(Protocol):
     """What other teachers said of the same examples."""
 
-    def ask(self, examples: Sequence[Example], first: Targets) -> dict[str, Any]: ...
+    def ask(self, examples: Sequence[Example], first: Any) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ class Collator:
         if cached:
             late = self.decode_late and torch.utils.data.get_worker_info() is None
             joined["targets"] = join_targets(cached, late)
-            if self.company is not None:
-                joined |= self.company.ask(examples, joined["targets"])
+        if self.company is not None:
+            joined |= self.company.ask(examples, joined.get("targets"))
         if self.marks is None:
             return joined
         features = self.task.count_features(examples, self.positions)

@@ -68,12 +68,14 @@ class Reading:
         task: the cache's task.
         tokenizer: the student's.
         own_rows: the student's own texts, None where it reads the cache's tokens.
+        crosses: its class space is not the teacher's; see `crossing`.
     """
 
     cache: TeacherCache
     task: Task
     tokenizer: Any
     own_rows: list[Example] | None
+    crosses: bool = False
 
     @cached_property
     def _joined(self) -> JoinedExamples:
@@ -91,7 +93,14 @@ class Reading:
         found = [i for i, e in enumerate(self.own_rows) if e.columns.get("split") == split]
         if not found:
             raise DataError(f"inputs: no example is in split {split!r}; see inputs.splits")
-        return Selection(self._joined, np.array(found))
+        return Selection(self.own_rows if self.crosses else self._joined, np.array(found))
+
+    @property
+    def num_classes(self) -> int:
+        """V of the student: the cache's, or that of its own tokenizer."""
+        if self.crosses:
+            return self.task.num_classes(self.tokenizer)
+        return self.cache.manifest.num_classes
 
     @property
     def teacher_layers(self) -> int:
@@ -211,7 +220,11 @@ class Reading:
 
 
 def open_reading(
-    cache: TeacherCache, tokenizer: Any, inputs: DataConfig | None, student_name: str
+    cache: TeacherCache,
+    tokenizer: Any,
+    inputs: DataConfig | None,
+    student_name: str,
+    crosses: bool = False,
 ) -> Reading:
     """Decide what a student reads, and refuse what does not belong together.
 
@@ -219,6 +232,8 @@ def open_reading(
         tokenizer: the student's own; None for the cache's.
         inputs: other texts of the cached examples; None for the teacher's.
         student_name: for messages.
+        crosses: whether no loss reads the teacher's class ids, so that a language model may have
+            a tokenizer of its own.
 
     Raises:
         MismatchError: a task that needs the same tokens, with other ones; other label names.
@@ -231,7 +246,7 @@ def open_reading(
         tokenizer = load_tokenizer(cache)
     elif digest_tokenizer(tokenizer) != cached_digest:
         same = False
-        if task.same_tokens:
+        if task.same_tokens and not (crosses and task.shifted and task.segments == "documents"):
             raise MismatchError(_tokenizer_message(cache, tokenizer, student_name))
     if same:
         return Reading(cache, task, tokenizer, None)
@@ -247,7 +262,8 @@ def open_reading(
             f" {', '.join(manifest.label_names or [])}; set inputs.label_names to these"
         )
     carry = [*manifest.columns] if inputs is None else inputs.carry
-    return Reading(cache, task, tokenizer, list(task.examples(rows, tokenizer, carry)))
+    own_rows = list(task.examples(rows, tokenizer, carry))
+    return Reading(cache, task, tokenizer, own_rows, crosses=task.same_tokens)
 
 
 def count_layers(cache: TeacherCache) -> int:
@@ -280,6 +296,6 @@ def _tokenizer_message(cache: TeacherCache, tokenizer: Any, student_name: str) -
     return (
         f"{cache.path}: cached with tokenizer {str(cached['digest'])[:8]}…"
         f" ({cached['size']:,} ids); {student_name} uses {digest_tokenizer(tokenizer)[:8]}…"
-        f" ({len(tokenizer):,} ids); cache the teacher again with this tokenizer, or choose a"
-        " student that shares the teacher's"
+        f" ({len(tokenizer):,} ids); cache the teacher again with this tokenizer, choose a student"
+        " that shares the teacher's, or a loss that crosses tokenizers: uld"
     )

@@ -28,7 +28,7 @@ class FinishedRun:
 
     def load(self, folder: Path | None = None) -> PreTrainedModel:
         """The student in evaluation mode and float32, from its own folder or another one."""
-        classes = self.reading.cache.manifest.num_classes
+        classes = self.reading.num_classes
         return load_model(str(folder or self.folder), self.reading.task, classes).eval()
 
     def measure(self, model: nn.Module, split: str | None = None) -> list[Metric]:

@@ -17,7 +17,8 @@ from pipeline.arguments import training_arguments
 from pipeline.attention import model_depth
 from pipeline.batches import Collator, Selection
 from pipeline.cache import TeacherCache, read_head
-from pipeline.errors import StillroomError
+from pipeline.crossing import CROSSED, Crossing
+from pipeline.errors import ConfigError, StillroomError
 from pipeline.freezing import Freezing
 from pipeline.losses.base import Loss
 from pipeline.reading import Reading, count_layers
@@ -74,6 +75,8 @@ def listen(
     depth = model_depth(model.config.get_text_config())
     terms = [loss.name_classes(reading.cache.manifest.label_names) for loss in wanted]
     section = config.further_teachers
+    if reading.crosses:
+        return _cross(terms, section is None, depth, reading)
     if section is None:
         losses = [_introduce(loss, depth, reading.cache) for loss in terms]
         collator = reading.collator(losses)
@@ -90,6 +93,22 @@ def listen(
         found = member.reading.widths(member.collator.signals)
         widths |= {f"{member.name}/{signal}": width for signal, width in found.items()}
     return losses, replace(collator, company=company), widths
+
+
+def _cross(
+    terms: Sequence[Loss], alone: bool, depth: int, reading: Reading
+) -> tuple[list[Loss], Collator, dict[str, int]]:
+    """What a student with another tokenizer hears: the teacher as a further one, by `Crossing`."""
+    if not alone:
+        raise ConfigError(
+            "further_teachers: need a student with the tokenizer of the cache; leave them out"
+        )
+    heard = [
+        loss.model_copy(update={"teacher": CROSSED}) if loss.reads_teacher else loss
+        for loss in (_introduce(loss, depth, reading.cache) for loss in terms)
+    ]
+    crossing = Crossing(reading.cache, reading.tokenizer)
+    return heard, replace(reading.collator([]), company=crossing), {}
 
 
 def _introduce(loss: Loss, depth: int, cache: TeacherCache) -> Loss:

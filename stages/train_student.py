@@ -123,7 +123,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     if check_run_folder(config.output, config):
         return config.output
     model = build_student(
-        config.student, reading.task, manifest.num_classes, reading.tokenizer, config.seed
+        config.student, reading.task, reading.num_classes, reading.tokenizer, config.seed
     )
     name_labels(model, manifest.label_names)
     parameters = model.num_parameters()
@@ -162,7 +162,10 @@ def read_cache(config: StudentConfig) -> Reading:
     tokenizer = own_tokenizer(config.student)
     student = config.student
     name = student.architecture if isinstance(student, FromScratch) else student.model
-    reading = open_reading(TeacherCache.open(config.cache), tokenizer, config.inputs, name)
+    losses = [loss for stage in config.all_stages for loss in stage.losses or []]
+    crosses = all(loss.crosses_tokenizers for loss in losses)
+    cache = TeacherCache.open(config.cache)
+    reading = open_reading(cache, tokenizer, config.inputs, name, crosses)
     return replace(reading, task=reading.task.measured(config.evaluation.task))
 
 
@@ -206,6 +209,8 @@ def _describe_teacher(reading: Reading, evaluation: EvaluationConfig) -> dict[st
         "name": name_teacher(cache) or teacher["architecture"],
         "architecture": teacher["architecture"],
         "parameters": teacher["parameters"],
-        "metrics": [vars(metric) for metric in measure(reading.task, scores, slices)],
+        "metrics": []  # per token of its own, which nothing of the student compares with
+        if reading.crosses
+        else [vars(metric) for metric in measure(reading.task, scores, slices)],
         **reading.task.details(scores),
     }

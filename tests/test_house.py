@@ -28,9 +28,18 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling", "accounts"},
     {
-        *("arguments", "batches", "capture", "curve", "evaluation", "export", "freezing"),
-        *("generating", "lessons", "loader", "lockstep", "optimizing", "outputs", "reading"),
-        *("resuming", "staging", "teachers", "terms", "trainer", "training"),
+        *(
+            "arguments",
+            "batches",
+            "capture",
+            "crossing",
+            "curve",
+            "evaluation",
+            "export",
+            "freezing",
+        ),
+        *("generating", "lessons", "loader", "lockstep", "optimizing", "outputs"),
+        *("reading", "resuming", "staging", "teachers", "terms", "trainer", "training"),
     },
 ]
 STAGE_FLOOR = len(FLOORS)

@@ -216,6 +216,11 @@ class Loss(StrictModel, ABC):
         return {}
 
     @property
+    def crosses_tokenizers(self) -> bool:
+        """Whether it reads no class ids of a teacher, whose class space may then be another."""
+        return not self.reads_teacher
+
+    @property
     def teacher_signals(self) -> tuple[str, ...]:
         """The teacher's signals that it reads; see `compares`."""
         return tuple(self.compares.values())

@@ -51,6 +51,10 @@ class ULD(LogitLoss):
         return self.temperature
 
     @property
+    def crosses_tokenizers(self) -> bool:
+        return True
+
+    @property
     def needs_all_logits(self) -> bool:
         return True
 
