@@ -108,8 +108,8 @@ def test_a_student_with_its_own_tokenizer_learns_from_sorted_probabilities(
         world / "cache",
         tmp_path / "run",
         student={"from": "pretrained", "model": str(world / "student")},
-        losses=[{"name": "uld"}, {"name": "cross_entropy", "weight": 0.1}],
-        training={"num_train_epochs": 6, "learning_rate": 3e-3, "logging_steps": 1},
+        losses=[{"name": "uld", "weight": 5.0}, {"name": "cross_entropy", "weight": 0.1}],
+        training={"num_train_epochs": 16, "learning_rate": 5e-3, "logging_steps": 1},
     )
     run = train_student(config)
     lines = [line for line in read_lines(run) if "term/uld@cache" in line]
