@@ -50,8 +50,8 @@ sib200: | $(READY)  ## the second recipe: topics in 24 languages [TEACHER=folder
 	$(STILLROOM) train-student $(SIB200_STUDENTS)
 	$(STILLROOM) compare runs/sib200 --output runs/sib200/report.html
 
-proof: | $(READY)  ## the demo's students over three seeds; prints the README's table
-	$(RUN) -m stages.proof
+proof: | $(READY)  ## students of every recipe over three seeds, in tables [TRIAL=name] [TEACHER=folder]
+	$(RUN) -m stages.proof $(TRIAL) $(if $(TEACHER),--teacher model.model=$(TEACHER))
 
 bench: | $(READY)  ## speed and size, each beside its baseline [QUICK=1]
 	$(RUN) -m stages.bench $(if $(QUICK),--quick)
