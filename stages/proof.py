@@ -1,6 +1,6 @@
 """Does distillation help? Students of several recipes over several seeds, in one table.
 
-    trial: teacher -> cache -> students x seeds -> runs/proof/... -> mean, standard deviation, distance
+    trial: teacher -> cache -> students x seeds -> runs/proof -> mean, standard deviation, distance
 
 Each trial's first student is the baseline, which mostly learns from labels alone. The distance is
 that of the means on the trial's first metric, in pooled standard deviations of single runs; below
@@ -71,8 +71,10 @@ TRIALS: dict[str, Trial] = {
         ),
     ),
     "losses": Trial(
-        ("demo-labels", "demo-kd", "demo-bucket", "demo-rs-kd", "demo-renormalised", "demo-dense")
-        + ("demo-skew-kl",),
+        (
+            *("demo-labels", "demo-kd", "demo-bucket", "demo-rs-kd", "demo-renormalised"),
+            *("demo-dense", "demo-skew-kl"),
+        ),
         ("demo", "demo-draws", "demo-dense"),
         None,
         {"loss": False, "agreement": True, "ece": False},
@@ -88,8 +90,10 @@ TRIALS: dict[str, Trial] = {
         ("sib200-labels-unseen", "sib200-kd-unseen"), ("sib200",), "sib200", _CLASSES, _LOW_RESOURCE
     ),
     "topics-english": Trial(
-        ("sib200-english-labels", "sib200-hinton", "sib200-pkd", "sib200-minilmv2")
-        + ("sib200-tinybert", "sib200-xtremedistil", "sib200-relations"),
+        (
+            *("sib200-english-labels", "sib200-hinton", "sib200-pkd", "sib200-minilmv2"),
+            *("sib200-tinybert", "sib200-xtremedistil", "sib200-relations"),
+        ),
         ("sib200-features",),
         "sib200",
         _CLASSES,
