@@ -87,6 +87,18 @@ def parse_config(model: type[Model], raw: Mapping[str, Any], subject: str) -> Mo
         raise ConfigError(f"{subject}: {error}") from error
 
 
+def parse_value(text: str) -> Any:
+    """The value that a text on the command line means, as a config file would read it.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is no value that YAML can read; quote it") from error
+
+
 def dump_config(config: BaseModel) -> str:
     """The resolved config, defaults included, as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -106,9 +118,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
     if isinstance(node, list):
-        node[_list_index(node, last, override)] = yaml.load(text, _Loader)
+        node[_list_index(node, last, override)] = parse_value(text)
     elif isinstance(node, dict):
-        node[last] = yaml.load(text, _Loader)
+        node[last] = parse_value(text)
     else:
         raise ConfigError(f"--set {override}: {'.'.join(parents)} is a plain value, not a section")
 

@@ -180,6 +180,37 @@ def rounds_command(config: Config, set_: Overrides = None) -> None:
     print(f"report: {run_rounds(parsed)}")
 
 
+@app.command("sweep")
+def sweep_command(
+    config: Config,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Try every combination of these; repeatable."),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=LOW:HIGH[:log]", help="Let Optuna look here, or among A,B; repeatable."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Runs of a search.")] = 20,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    metric: Annotated[str, typer.Option(help="What the runs are ordered by.")] = "loss",
+    slice: Annotated[str, typer.Option(help="Where it is measured: column=value.")] = "all",
+    set_: Overrides = None,
+) -> None:
+    """Train one student under many settings from one cache, and compare what comes of it.
+
+    Example: stillroom sweep demo-kd --grid losses.0.weight=0.5,0.9 --jobs 2
+    """
+    from stages.search import make_proposer
+    from stages.sweep import Sweep, sweep
+
+    plan = Sweep(find_config("student", config), set_ or [], metric, slice, jobs)
+    proposer = make_proposer(grid or [], search or [], trials, plan.student().seed, jobs > 1)
+    print(f"report: {sweep(plan, proposer)}")
+
+
 @app.command("inspect")
 def inspect_command(
     cache: Annotated[Path, typer.Argument(help="The folder of a finished cache.")],
