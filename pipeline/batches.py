@@ -166,7 +166,8 @@ class Collator:
     [M], `label_ids` [N], `token_mask` [B, T] (False where padded), `counts` [5] (in the order of
     COUNTED), `targets` (where the examples come from a cache), `hidden` (signal -> [M, D]) and what
     belongs to it: `documents` [M] (see `Task.number_documents`; only where a signal has a row per
-    position), `example_keys` [B] (a number for each id; only where there are pooled vectors).
+    position), `example_keys` [B] (a number for each id; only where there are pooled vectors). Of a
+    regression it holds `numbers` [N, V] too.
 
     Attributes:
         task: pads and locates.
@@ -217,6 +218,8 @@ class Collator:
                 ]
             ),
         }
+        if (numbers := self.task.numbers(examples)) is not None:
+            joined["numbers"] = numbers
         if cached:
             late = self.decode_late and torch.utils.data.get_worker_info() is None
             joined["targets"] = join_targets(cached, late)

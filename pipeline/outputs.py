@@ -82,4 +82,5 @@ def read_knowledge(batch: Mapping[str, Any]) -> Knowledge:
         batch.get("example_keys"),
         batch.get("shares", {}),
         others,
+        batch.get("numbers"),
     )

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_tokenizer
 from pipeline.losses.base import Loss
+from pipeline.losses.numbers import NumberLoss
 from pipeline.losses.relations import RelationLoss
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
@@ -144,6 +145,7 @@ class Reading:
             self._check_temperature(loss)
             self._check_positions(loss)
             self._check_vectors(loss)
+            self._check_numbers(loss)
             signals |= {name: self._canonical(name) for name in loss.teacher_signals}
         self._require_signals(signals.values())
         manifest = self.cache.manifest
@@ -186,6 +188,20 @@ class Reading:
             raise ConfigError(
                 f"losses: {loss.name} learns a projection that the student would not keep; set"
                 " projection: none, the student has a dense layer of its own where it needs one"
+            )
+
+    def _check_numbers(self, loss: Loss) -> None:
+        """Classes and numbers are not compared with one another."""
+        numeric = isinstance(loss, NumberLoss)
+        if numeric and not self.task.numeric:
+            raise ConfigError(
+                f"losses: {loss.name} compares numbers, {self.task.name} has none; use it with"
+                " sequence-regression"
+            )
+        if self.task.numeric and not numeric and loss.unit in ("targets", "labels"):
+            raise ConfigError(
+                f"losses: {loss.name} compares classes, {self.task.name} has numbers; use"
+                " output_mse or label_mse"
             )
 
     def _canonical(self, name: str) -> str:
@@ -256,7 +272,7 @@ def open_reading(
         )
     rows = _cached_rows(cache, task) if inputs is None else load_rows(inputs, unique=False)
     names = rows.label_names if isinstance(rows, Rows) else None
-    if names not in (None, manifest.label_names) and task.label_names is not None:
+    if names not in (None, manifest.label_names) and hasattr(task, "labels"):
         raise MismatchError(
             f"inputs: labels are {', '.join(names or [])}; {cache.path} was cached with"
             f" {', '.join(manifest.label_names or [])}; set inputs.label_names to these"

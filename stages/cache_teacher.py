@@ -25,6 +25,7 @@ from pipeline.cache import (
     require_same,
     write_head,
 )
+from pipeline.cache.codecs import Lossless
 from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
@@ -87,7 +88,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     Raises:
         StillroomError: the data, teacher, settings or disk do not allow it (one line).
     """
-    config = _with_vectors(config)
+    config = _with_needs(config)
     output, console = config.output, Console(quiet=not progress)
     _require_same_settings(config)
     rows = load_rows(config.data)
@@ -144,9 +145,13 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     return output
 
 
-def _with_vectors(config: CacheConfig) -> CacheConfig:
-    """A task of pooled vectors keeps them as they are, and its one class."""
+def _with_needs(config: CacheConfig) -> CacheConfig:
+    """A task of numbers keeps all of them, bit for bit; one of pooled vectors keeps them as they
+    are, and its one class."""
     task, hidden = config.task, config.hidden
+    if task.numeric:
+        whole = {"top_k": "all", "tail_draws": 0, "codec": Lossless()}
+        return config.model_copy(update={"targets": config.targets.model_copy(update=whole)})
     if not task.pooled:
         return config
     if hidden.projection is not None or getattr(task, "width", None) is not None:

@@ -18,7 +18,9 @@ from pipeline.config import StrictModel, member_of
 from pipeline.errors import DataError, ModelError
 from pipeline.examples import Example
 from pipeline.freezing import Freeze, Freezing
+from pipeline.losses.base import Loss
 from pipeline.losses.labels import CrossEntropy
+from pipeline.losses.numbers import LabelMSE
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
@@ -97,10 +99,10 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     task = task.complete(model.config, tokenizer)
     examples = list(task.examples(rows, tokenizer, config.data.carry))
     name_labels(model, task.label_names)
-    loss = CrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights)
+    loss = _loss(config, task)
     parameters = model.num_parameters()
     stage = TrainingStage(
-        losses=[loss.name_classes(task.label_names)],
+        losses=[loss],
         train=Selection(examples, _split(examples, "train")),
         collator=Collator(task, tokenizer.pad_token_id or 0),
         training={"seed": config.seed, **config.training},
@@ -131,6 +133,13 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     if outcome.writes:
         finish_run(output, result)
     return output
+
+
+def _loss(config: TrainTeacherConfig, task: Task) -> Loss:
+    if task.numeric:
+        return LabelMSE()
+    loss = CrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights)
+    return loss.name_classes(task.label_names)
 
 
 def _tokenizer(config: TrainTeacherConfig, rows: Rows) -> Any:

@@ -10,6 +10,7 @@ from pipeline.heads import OutputHead
 from pipeline.losses import LOSSES, Knowledge, Loss, StudentOutputs
 from pipeline.losses.attention import AttentionLoss
 from pipeline.losses.contrastive import CRD
+from pipeline.losses.numbers import NumberLoss
 from pipeline.losses.relations import RelationLoss
 from pipeline.targets import UNLABELLED, Targets
 
@@ -157,6 +158,7 @@ class Case:
             {name: tensor[index] for name, tensor in self.knowledge.hidden.items()},
             documents[index],
             keys[index],
+            numbers=None if self.knowledge.numbers is None else self.knowledge.numbers[index],
         )
         leaves = {name: leaf[index] for name, leaf in self.leaves.items()}
         return replace(self, leaves=leaves, knowledge=knowledge)
@@ -178,12 +180,18 @@ def make_case(
         teacher[theirs] = normal(seed + number + 9, positions, *heads, TEACHER_WIDTH, dtype=dtype)
     for signal in set(loss.teacher_signals) - set(teacher):
         teacher[signal] = normal(seed + 8, positions, TEACHER_WIDTH, dtype=dtype)
-    targets = make_targets(normal(seed + 5, positions, V, scale=2.0, dtype=dtype), 3, draws=2)
+    dense = normal(seed + 5, positions, V, scale=2.0, dtype=dtype)
+    whole = isinstance(loss, NumberLoss)  # of which nothing may be cut off
+    targets = make_targets(dense, V if whole else 3, draws=0 if whole else 2)
     labels = torch.arange(positions) % V
     labels[1::3] = UNLABELLED
     torch.manual_seed(seed)
     projections = loss.projections(STUDENT_WIDTH, TEACHER_WIDTH).to(dtype)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     rows = torch.arange(positions)
-    knowledge = Knowledge(targets, labels, teacher, rows // DOCUMENT, example_keys=rows)
+    given = normal(seed + 6, positions, V, dtype=dtype)
+    given[labels == UNLABELLED] = torch.nan
+    knowledge = Knowledge(
+        targets, labels, teacher, rows // DOCUMENT, example_keys=rows, numbers=given
+    )
     return Case(loss, leaves, knowledge, projections)

@@ -21,6 +21,7 @@ from pipeline.losses.divergences import (
 from pipeline.losses.hidden import HiddenCosine, HiddenMSE
 from pipeline.losses.kept import LogitMSE, Ranking
 from pipeline.losses.labels import CrossEntropy, PseudoLabel
+from pipeline.losses.numbers import LabelMSE, OutputMSE
 from pipeline.losses.relations import CKA, Gram, RKDAngle, RKDDistance
 from pipeline.losses.uld import ULD
 
@@ -36,6 +37,8 @@ LOSSES: dict[str, type[Loss]] = {
     "cross_entropy": CrossEntropy,
     "pseudo_label": PseudoLabel,
     "uld": ULD,
+    "output_mse": OutputMSE,
+    "label_mse": LabelMSE,
     "hidden_mse": HiddenMSE,
     "hidden_cosine": HiddenCosine,
     "rkd_distance": RKDDistance,

@@ -46,6 +46,7 @@ class Knowledge:
             pooled vectors.
         shares: a factor on each value of a loss by its unit, [n]; nothing for 1. What a term is
             divided by does not change with them.
+        numbers: [N, V] what the data of a regression give, nan where nothing; None for classes.
         others: the same of further teachers, by name.
         rows: which of the micro-batch's N positions these are.
     """
@@ -57,6 +58,7 @@ class Knowledge:
     example_keys: Tensor | None = None
     shares: Mapping[Unit, Tensor] = field(default_factory=dict)
     others: Mapping[str, "Knowledge"] = field(default_factory=dict)
+    numbers: Tensor | None = None
     rows: slice = field(default_factory=lambda: slice(None))
 
     def of(self, teacher: str | None) -> "Knowledge":

@@ -8,6 +8,7 @@ from pipeline.tasks.question_answering import QuestionAnswering
 from pipeline.tasks.sentence_embeddings import SentenceEmbeddings
 from pipeline.tasks.seq2seq import Seq2Seq
 from pipeline.tasks.sequence_classification import SequenceClassification
+from pipeline.tasks.sequence_regression import SequenceRegression
 from pipeline.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "sentence-embeddings": SentenceEmbeddings,
     "seq2seq": Seq2Seq,
     "sequence-classification": SequenceClassification,
+    "sequence-regression": SequenceRegression,
     "token-classification": TokenClassification,
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "SentenceEmbeddings",
     "Seq2Seq",
     "SequenceClassification",
+    "SequenceRegression",
     "Task",
     "TokenClassification",
 ]

@@ -109,6 +109,8 @@ class Task(StrictModel, ABC):
     draws: ClassVar[bool] = True
     # Whether its knowledge is the pooled vector of each example, which stage one then keeps.
     pooled: ClassVar[bool] = False
+    # Whether its V "logits" are the numbers asked for, which stage one then keeps whole and raw.
+    numeric: ClassVar[bool] = False
     # Columns that a student with another tokenizer makes its examples from.
     reads: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -210,6 +212,10 @@ class Task(StrictModel, ABC):
         """The rows that `Batch.target_index` counts, of what a model returned: [rows, V']."""
         rows: Tensor = outputs.logits.flatten(0, -2)
         return rows
+
+    def numbers(self, examples: Sequence[Example]) -> Tensor | None:
+        """The labels of a regression, [N, V] with nan where there are none; None for classes."""
+        return None
 
     def hidden_states(self, outputs: Any) -> Sequence[Tensor]:
         """Embeddings and layers, [B, T, D] each, whose rows `Batch.feature_index` counts."""

@@ -134,6 +134,14 @@ class SentenceEmbeddings(Task):
             "teacher": np.concatenate(said) if said else np.full_like(own, np.nan),
         }
 
+    def recall(self, example: CachedExample, tokenizer: Any) -> dict[str, np.ndarray]:
+        """See `Task.recall`: the teacher's vectors, where scores of pairs judge them."""
+        if "pair" not in example.columns:
+            return {}
+        said = example.hidden["pooled"].numpy()
+        names = np.array([example.example_id], dtype=object)
+        return {"id": names, "vector": said, "teacher": np.full_like(said, np.nan)}
+
     def metrics(self, scores: Scores) -> list[Metric]:
         """Nearness to the teacher's vectors, retrieval both ways, and Spearman on scored pairs.
 
