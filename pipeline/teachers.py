@@ -113,7 +113,14 @@ class Member:
         said = reading.cache.by_id(example.example_id)
         if not reading.task.same_tokens:
             own = Example(**{f.name: getattr(example, f.name) for f in fields(Example)})
-            return reading.task.align(own, said, reading.tokenizer, self._teacher_tokenizer)
+            joined = reading.task.align(own, said, reading.tokenizer, self._teacher_tokenizer)
+            if len(joined.target_positions) < len(example.target_positions):
+                raise MismatchError(
+                    f"{reading.cache.path}: speaks of fewer targets of example"
+                    f" {example.example_id!r} than the student's cache; cache both teachers with"
+                    " the same data and a task.max_length that cuts neither"
+                )
+            return joined
         same = (
             said.input_ids.tolist() == example.input_ids.tolist()
             and said.target_positions.tolist() == example.target_positions.tolist()

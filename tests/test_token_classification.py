@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small_runs import TINY, make_student_config
+from small_runs import TINY, make_student_config, read_lines
 from small_teachers import make_tokenizer
 from small_words import (
     TAGS,
@@ -171,6 +172,9 @@ def test_words_that_one_side_lost_are_dropped_on_both() -> None:
     assert torch.equal(joined.targets.logits, said.targets.logits[kept])
     assert torch.equal(joined.hidden["layer.1"], said.hidden["layer.1"][kept])
     assert torch.equal(joined.hidden["pooled"], said.hidden["pooled"])
+    dropped = Example(**{f.name: getattr(joined, f.name) for f in fields(Example)})
+    again = task.align(dropped, said, None, None)  # as a further teacher is asked
+    assert torch.equal(again.targets.logits, joined.targets.logits)
     back = task.align(whole, _say(mine), None, None)
     assert len(back.targets) == len(back.target_positions) == 3
     with pytest.raises(MismatchError, match="has 1 words, the cached one 5"):
@@ -265,6 +269,44 @@ def test_a_run_measures_words_entities_and_languages(cache: Path, tmp_path: Path
     assert "entity_f1" in told
     again = {(m.name, m.slice): m.value for m in evaluate(tmp_path / "run")}
     assert again["entity_f1", "all"] == pytest.approx(result.metric("entity_f1"))
+
+
+def test_teachers_with_tokenizers_of_their_own_speak_of_the_same_words(
+    cache: Path, tmp_path: Path
+) -> None:
+    folder = save_byte_student(tmp_path / "other", make_tagger(259))
+    second = make_tag_cache(tmp_path, teacher={"model": str(folder)})
+    config = make_student_config(
+        cache,
+        tmp_path / "run",
+        student={**BERT, "dropout": 0.0},
+        further_teachers={"caches": {"bytes": {"cache": str(second)}}},
+        training={
+            "max_steps": 1,
+            "logging_steps": 1,
+            "learning_rate": 0.0,
+            "per_device_train_batch_size": 100,
+        },
+    )
+    train_student(config)
+    [line] = [line for line in read_lines(tmp_path / "run") if line["split"] == "train"]
+    first, other = (value for name, value in line.items() if name.startswith("term/"))
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run").eval()
+    expected = dict.fromkeys((cache, second), 0.0)
+    said = [TeacherCache.open(path) for path in expected]
+    words = 0
+    for row in said[0].split_indices("train"):
+        example = said[0][int(row)]
+        with torch.no_grad():
+            own = model(torch.from_numpy(example.input_ids).long()[None]).logits[0]
+        own = own[example.target_positions].log_softmax(1)
+        words += len(own)
+        for path, teacher in zip(expected, said, strict=True):
+            told = teacher.by_id(example.example_id).targets.at(1.0)
+            dense = torch.zeros_like(own).scatter(1, told.ids, told.log_probs)
+            expected[path] += float((dense.exp() * (dense - own)).sum())
+    assert first == pytest.approx(expected[cache] / words, rel=1e-4)
+    assert other == pytest.approx(expected[second] / words, rel=1e-4)
 
 
 def test_hidden_states_of_words_are_compared_across_tokenizers(cache: Path) -> None:

@@ -226,7 +226,8 @@ def _find_space(tokenizer: Any) -> str:
 
 def _words_of(example: Example) -> np.ndarray:
     """[N] the words that the targets of an example are about."""
-    return np.flatnonzero(np.asarray(example.segment_lengths)[1:-1])
+    ends = np.cumsum(example.segment_lengths)
+    return np.searchsorted(ends, example.target_positions, side="right") - 1
 
 
 def _words(row: Mapping[str, Any]) -> list[str]:
