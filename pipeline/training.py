@@ -27,6 +27,7 @@ from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
 from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage
 from pipeline.staging import TrainingStage
+from pipeline.student import Adapters
 from pipeline.student.key_values import without_cache
 from pipeline.tasks.base import Scores, Task
 from pipeline.terms import PROJECTIONS, attach_projections, carry_projections
@@ -72,6 +73,7 @@ def train_model(
     output: Path,
     save_dtype: torch.dtype = torch.float32,
     seat: Seat | None = None,
+    adapters: Adapters | None = None,
 ) -> Outcome:
     """Train stage after stage, resuming where an earlier session was; save; measure what was saved.
 
@@ -81,6 +83,7 @@ def train_model(
         held_out: split name -> examples to measure on.
         save_dtype: precision of the weights in the finished folder.
         seat: among students that read their batches together.
+        adapters: of the model, merged before it is measured and saved.
 
     Raises:
         ConfigError: a setting, a name pattern or a split does not exist.
@@ -97,9 +100,11 @@ def train_model(
             course.begin(stage, args.seed + number if number else None)
             course.learn(stage, args, last=number == len(stages) - 1)
     delattr(model, PROJECTIONS)
+    writes = planned[0].process_index == 0
+    if adapters is not None:
+        adapters.merge(output, writes)
     _round_weights(model.eval(), save_dtype)
     scores = exam.final(model)
-    writes = planned[0].process_index == 0
     if writes:
         task.save(model.to(save_dtype), output)
         tokenizer.save_pretrained(output)

@@ -35,6 +35,7 @@ from pipeline.staging import (
 from pipeline.student import (
     FromScratch,
     Origin,
+    add_adapters,
     build_student,
     name_labels,
     own_tokenizer,
@@ -127,6 +128,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     )
     name_labels(model, manifest.label_names)
     parameters = model.num_parameters()
+    adapters = add_adapters(config.student, model, reading.task)
     stages = plan_stages(config, reading, model)
     train = stages[-1].train
     curve_split = config.evaluation.curve_split or config.evaluation.split
@@ -139,6 +141,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         config.evaluation,
         config.output,
         seat=seat,
+        adapters=adapters,
     )
     result = Result(
         name=config.output.name,

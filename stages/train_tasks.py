@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.curve import Curve
-from pipeline.errors import MismatchError
+from pipeline.errors import ConfigError, MismatchError
 from pipeline.evaluation import measure
 from pipeline.identity import digest_tokenizer
 from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
@@ -136,6 +136,8 @@ def _require_one_tokenizer(readings: dict[str, Reading]) -> None:
 def _make_lessons(
     config: TasksConfig, configs: dict[str, StudentConfig], readings: dict[str, Reading]
 ) -> list[Lesson]:
+    if getattr(config.student, "lora", None) is not None:
+        raise ConfigError("student.lora: adapts students of one task; leave it out for several")
     models = {}
     for name, reading in readings.items():
         classes = reading.cache.manifest.num_classes

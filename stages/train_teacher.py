@@ -25,7 +25,7 @@ from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.staging import TrainingStage
-from pipeline.student import FromScratch, Origin, build_student, name_labels
+from pipeline.student import FromScratch, Origin, add_adapters, build_student, name_labels
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.training import train_model
@@ -101,6 +101,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     name_labels(model, task.label_names)
     loss = _loss(config, task)
     parameters = model.num_parameters()
+    adapters = add_adapters(config.model, model, task)
     stage = TrainingStage(
         losses=[loss],
         train=Selection(examples, _split(examples, "train")),
@@ -118,6 +119,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         config.evaluation,
         output,
         getattr(torch, config.dtype),
+        adapters=adapters,
     )
     result = Result(
         name=output.name,

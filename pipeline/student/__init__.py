@@ -13,6 +13,7 @@ import transformers
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 from pipeline.student.bag import HashedBagConfig
 from pipeline.student.loading import load_model, set_dropout
+from pipeline.student.lora import Adapters
 from pipeline.student.ngrams import HashedNgramTokenizer
 from pipeline.student.origin import FromPretrained, FromScratch, FromTeacher, Origin, StudentOrigin
 from pipeline.student.probing import require_causal
@@ -20,11 +21,13 @@ from pipeline.student.pruning import keep_layers
 from pipeline.tasks.base import Task
 
 __all__ = [
+    "Adapters",
     "FromPretrained",
     "FromScratch",
     "FromTeacher",
     "Origin",
     "StudentOrigin",
+    "add_adapters",
     "build_student",
     "load_model",
     "name_labels",
@@ -58,6 +61,14 @@ def build_student(
         if hasattr(model, "generation_config"):
             setattr(model.generation_config, name, value)
     return model
+
+
+def add_adapters(
+    origin: StudentOrigin, model: transformers.PreTrainedModel, task: Task
+) -> Adapters | None:
+    """Put the adapters beside a model's layers that its config asks for; None where it does not."""
+    lora = None if isinstance(origin, FromScratch) else origin.lora
+    return None if lora is None else lora.adapt(model, task.auto_class)
 
 
 def name_labels(model: transformers.PreTrainedModel, names: Sequence[str] | None) -> None:

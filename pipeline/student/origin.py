@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.student.lora import LoRA
 
 
 class FromScratch(StrictModel):
@@ -34,12 +35,13 @@ class FromScratch(StrictModel):
 
 
 class FromPretrained(StrictModel):
-    """A checkpoint: a hub name or a folder, for instance an earlier student."""
+    """A checkpoint: a hub name or a folder, for instance an earlier student; `lora` adapts it."""
 
     source: Literal["pretrained"] = Field(default="pretrained", alias="from")
     model: str
     revision: str | None = None
     dropout: float | None = None
+    lora: LoRA | None = None
 
 
 class FromTeacher(StrictModel):
@@ -50,6 +52,7 @@ class FromTeacher(StrictModel):
         layers: the teacher's layers to copy, in order, counted from 0; all where left out.
         decoder_layers: the same of the decoder, of a teacher that has an encoder too; then `layers`
             are the encoder's. Shleifer & Rush (2020) keep the encoder and prune the decoder.
+        lora: learn adapters beside these layers instead of their weights.
     """
 
     source: Literal["teacher"] = Field(default="teacher", alias="from")
@@ -58,6 +61,7 @@ class FromTeacher(StrictModel):
     decoder_layers: list[int] | None = Field(default=None, min_length=1)
     revision: str | None = None
     dropout: float | None = None
+    lora: LoRA | None = None
 
     @model_validator(mode="after")
     def _check_pruned(self) -> Self:
