@@ -1,6 +1,7 @@
 """Students of a sentence encoder: near its vector, from the sentence and from its translations."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,22 @@ def test_a_finished_folder_gives_the_vectors_that_were_measured(
     torch.testing.assert_close(pooled, vectors)
 
 
+@pytest.mark.skipif(not os.environ.get("STILLROOM_DATA"), reason="STILLROOM_DATA is not set")
+def test_students_read_the_translations_of_tatoeba(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "teacher")
+    splits = {"splits": {name: name for name in ("train", "test")}}
+    few = {"source": "tatoeba", "name": "eng", "max_examples": 300, "carry": ["text"], **splits}
+    cache = make_cache(tmp_path, data=few)
+    held = TeacherCache.open(cache)
+    known = [held[index].example_id for index in range(len(held))]
+    inputs = {"source": "tatoeba", "name": ["eng", "deu", "fra"], **splits}
+    inputs |= {"carry": ["language"], "where": {"id": known}}
+    run = train_student(make_student(cache, tmp_path / "run", inputs=inputs))
+    for language in ("eng", "deu"):
+        found = read_result(run).metric("retrieval_to_source", f"language={language}")
+        assert found is not None
+
+
 def test_a_student_goes_on_from_a_checkpoint_with_its_dense_layer(
     shelf: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -232,6 +249,16 @@ def test_a_student_is_a_teacher(shelf: tuple[Path, dict[str, Any]], tmp_path: Pa
     again = TeacherCache.open(make_cache(tmp_path, teacher={"model": str(run)}))
     assert again.manifest.signals["pooled"].width == 32
     assert again[0].hidden["pooled"].norm() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_pruned_teacher_pools_as_the_teacher_does(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "teacher", "cls")
+    cache = make_cache(tmp_path)
+    pruned = {"from": "teacher", "model": str(tmp_path / "teacher"), "layers": [0]}
+    run = train_student(make_student(cache, tmp_path / "run", student=pruned))
+    head = SentenceHead.read(str(run))
+    assert (head.pooling, head.dense, head.normalise) == ("cls", None, True)
+    assert AutoModel.from_pretrained(run).config.num_hidden_layers == 1
 
 
 @pytest.mark.parametrize(
@@ -330,6 +357,7 @@ def test_pairs_are_scored_from_a_data_set_to_the_metrics(tmp_path: Path) -> None
     result = read_result(run)
     assert -1 <= float(result.metric("spearman") or 9) <= 1
     assert result.metric("retrieval_to_source") is not None
+    assert [metric["name"] for metric in result.details["teacher"]["metrics"]] == ["spearman"]
 
 
 # Metrics by hand
