@@ -261,6 +261,20 @@ def test_a_pruned_teacher_pools_as_the_teacher_does(tmp_path: Path) -> None:
     assert AutoModel.from_pretrained(run).config.num_hidden_layers == 1
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+def test_adapters_leave_the_dense_layer_to_learn(
+    shelf: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="needs the extra lora")
+    small = {"from": "scratch", "architecture": "bert", **TINY}
+    first = train_student(make_student(shelf[0], tmp_path / "first", student=small))
+    lora = {"from": "pretrained", "model": str(first), "lora": {"r": 2}}
+    second = train_student(make_student(shelf[0], tmp_path / "second", student=lora))
+    heads = [SentenceHead.read(str(run)).dense for run in (first, second)]
+    assert heads[0] is not None and heads[1] is not None
+    assert not torch.equal(heads[0].weight, heads[1].weight)
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [

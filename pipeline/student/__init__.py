@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from pipeline.errors import ConfigError, ModelError, did_you_mean
+from pipeline.sentences import head_of
 from pipeline.student.bag import HashedBagConfig
 from pipeline.student.loading import load_model, set_dropout
 from pipeline.student.lora import Adapters
@@ -68,7 +69,12 @@ def add_adapters(
 ) -> Adapters | None:
     """Put the adapters beside a model's layers that its config asks for; None where it does not."""
     lora = None if isinstance(origin, FromScratch) else origin.lora
-    return None if lora is None else lora.adapt(model, task.auto_class)
+    if lora is None:
+        return None
+    adapters = lora.adapt(model, task.auto_class)
+    if (head := head_of(model)) is not None:
+        head.requires_grad_(True)  # a new dense layer learns as a whole
+    return adapters
 
 
 def name_labels(model: transformers.PreTrainedModel, names: Sequence[str] | None) -> None:
