@@ -19,6 +19,7 @@ from pipeline.examples import CachedExample
 from pipeline.freezing import Gradual
 from pipeline.lockstep import Seat
 from pipeline.losses import LOSSES, Loss
+from pipeline.losses.numbers import NumberLoss
 from pipeline.losses.weighting import LogitLoss
 from pipeline.optimizing import LearningRates
 from pipeline.targets import UNLABELLED
@@ -36,12 +37,14 @@ TASK = CausalLM(block_size=16)
 
 
 def every_loss() -> list[Loss]:
-    """Every member of the family, in each of its configurations; those on logits in their last."""
+    """Every member that a language model can learn by, in each of its configurations; those on
+    logits in their last."""
     found = [
-        LOSSES[name]
-        .model_validate({"name": name, **config})
-        .hear(lambda: make_head(V, TEACHER_WIDTH, torch.float32))
-        for name in LOSSES
+        member.model_validate({"name": name, **config}).hear(
+            lambda: make_head(V, TEACHER_WIDTH, torch.float32)
+        )
+        for name, member in LOSSES.items()
+        if not issubclass(member, NumberLoss)
         for config in CONFIGS.get(name, [{}])
     ]
     last = {loss.name: loss for loss in found}
