@@ -18,7 +18,7 @@ import torch
 from pipeline.cache import TeacherCache
 from pipeline.errors import DataError, MismatchError
 from pipeline.examples import Example
-from pipeline.reading import load_tokenizer
+from pipeline.joining import load_tokenizer
 from pipeline.targets import Targets
 
 CROSSED = "cache"  # the name of a teacher whose class space is not the student's

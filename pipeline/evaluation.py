@@ -20,9 +20,10 @@ from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.divergences import ForwardKL
 from pipeline.metrics import Metric
 from pipeline.outputs import unwrap
+from pipeline.scores import Observation, Scores
 from pipeline.student.key_values import without_cache
 from pipeline.targets import UNLABELLED, Targets
-from pipeline.tasks.base import Observation, Scores, Task
+from pipeline.tasks.base import Task
 from pipeline.terms import find_head
 
 _ELEMENTS = 1 << 24  # of logits that are held at a time, 64 MB of float32

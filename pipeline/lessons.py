@@ -28,7 +28,7 @@ from pipeline.losses.base import Loss
 from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates
-from pipeline.tasks.base import Scores
+from pipeline.scores import Scores
 from pipeline.terms import count_units, fuse_head, name_terms, weigh_terms
 from pipeline.trainer import DistillationTrainer
 

@@ -17,47 +17,14 @@ import pyarrow as pa
 from pipeline.batches import Collator, Selection
 from pipeline.cache import MOST_GROUPS, RowRuns, TeacherCache, group_rows, locate
 from pipeline.errors import ConfigError, DataError, MismatchError
-from pipeline.examples import CachedExample, Example
+from pipeline.examples import Example
 from pipeline.identity import digest_tokenizer
+from pipeline.joining import JoinedExamples, load_tokenizer
 from pipeline.losses.base import Loss
 from pipeline.losses.numbers import NumberLoss
 from pipeline.losses.relations import RelationLoss
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
-
-
-class JoinedExamples:
-    """The student's own examples, each with what the teacher said of its id.
-
-    Raises:
-        DataError: an example whose id the teacher never saw.
-    """
-
-    def __init__(
-        self, cache: TeacherCache, task: Task, examples: Sequence[Example], tokenizer: Any
-    ):
-        self.cache = cache
-        self.task = task
-        self.examples = examples
-        self.tokenizer = tokenizer
-        for example in examples:
-            if example.example_id not in cache:
-                raise DataError(
-                    f"inputs: example {example.example_id!r} is not in {cache.path}; choose the"
-                    " column that holds the cached ids with inputs.columns.id"
-                )
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @cached_property
-    def _teacher_tokenizer(self) -> Any:
-        return load_tokenizer(self.cache)
-
-    def __getitem__(self, index: int) -> CachedExample:
-        own = self.examples[index]
-        said = self.cache.by_id(own.example_id)
-        return self.task.align(own, said, self.tokenizer, self._teacher_tokenizer)
 
 
 @dataclass(frozen=True)
@@ -285,13 +252,6 @@ def open_reading(
 def count_layers(cache: TeacherCache) -> int:
     """L of a cache's teacher."""
     return int(str(cache.manifest.identity.teacher["layers"]))
-
-
-def load_tokenizer(cache: TeacherCache) -> Any:
-    """The tokenizer of a cache's teacher."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)
 
 
 def _cached_rows(cache: TeacherCache, task: Task) -> Iterator[dict[str, Any]]:

@@ -22,8 +22,9 @@ from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, MismatchError
 from pipeline.examples import CachedExample, Example
+from pipeline.joining import load_tokenizer
 from pipeline.losses.base import Loss, Unit
-from pipeline.reading import Reading, load_tokenizer
+from pipeline.reading import Reading
 from pipeline.targets import Targets
 from pipeline.tasks import Task
 

@@ -26,10 +26,11 @@ from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
 from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage
+from pipeline.scores import Scores
 from pipeline.staging import TrainingStage
 from pipeline.student import Adapters
 from pipeline.student.key_values import without_cache
-from pipeline.tasks.base import Scores, Task
+from pipeline.tasks.base import Task
 from pipeline.terms import PROJECTIONS, attach_projections, carry_projections
 from pipeline.trainer import DistillationTrainer
 

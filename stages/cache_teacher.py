@@ -101,13 +101,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
             f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
         )
         return output
-    asked: Iterable[Mapping[str, Any]] = rows
-    teacher = None
-    if lets_write(task, config.data):
-        teacher = _load_teacher(config, task, tokenizer)
-        key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
-        key |= {"files": describe_files(config.teacher), **_tokenizer_identity(tokenizer)}
-        asked = write_targets(output, task, rows, tokenizer, teacher.model, key, console)
+    teacher, asked = _let_write(config, task, rows, tokenizer, console)
     spool = Spool.write(
         output / "examples.arrow", task.examples(asked, tokenizer, config.data.carry)
     )
@@ -143,6 +137,18 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         spool.close()
     console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)
     return output
+
+
+def _let_write(
+    config: CacheConfig, task: Task, rows: Rows, tokenizer: Any, console: Console
+) -> tuple[Teacher | None, Iterable[Mapping[str, Any]]]:
+    """The teacher, where it writes its targets itself, and the rows with what it wrote."""
+    if not lets_write(task, config.data):
+        return None, rows
+    teacher = _load_teacher(config, task, tokenizer)
+    key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
+    key |= {"files": describe_files(config.teacher), **_tokenizer_identity(tokenizer)}
+    return teacher, write_targets(config.output, task, rows, tokenizer, teacher.model, key, console)
 
 
 def _with_needs(config: CacheConfig) -> CacheConfig:

@@ -18,13 +18,15 @@ from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel
 from pipeline.evaluation import measure, teacher_scores
 from pipeline.freezing import Freeze, Freezing
+from pipeline.joining import load_tokenizer
 from pipeline.lockstep import Seat
 from pipeline.optimizing import LearningRates
-from pipeline.reading import Reading, load_tokenizer, open_reading
+from pipeline.reading import Reading, open_reading
 from pipeline.report.card import write_card
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
+from pipeline.scores import Scores
 from pipeline.sources import DataConfig
 from pipeline.staging import (
     AnyLoss,
@@ -40,7 +42,6 @@ from pipeline.student import (
     name_labels,
     own_tokenizer,
 )
-from pipeline.tasks.base import Scores
 from pipeline.teachers import FurtherTeachers
 from pipeline.training import train_model
 from stages.naming import name_teacher

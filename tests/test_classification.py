@@ -16,10 +16,10 @@ from pipeline.config import parse_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
 from pipeline.outputs import run_student
+from pipeline.scores import Scores
 from pipeline.student import FromScratch, build_student
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS
-from pipeline.tasks.base import Scores
 from pipeline.tasks.sequence_classification import SequenceClassification
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij"]

@@ -13,7 +13,7 @@ from pipeline.batches import Collator, Selection
 from pipeline.evaluation import measure, score_model, teacher_scores
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
-from pipeline.tasks.base import Scores
+from pipeline.scores import Scores
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import SequenceClassification
-from pipeline.tasks.base import Scores
 
 TASK = SequenceClassification(labels=["sports", "travel"])
 

@@ -1,6 +1,7 @@
 """The tasks a teacher can be asked and a student can learn: one class and one line each."""
 
-from pipeline.tasks.base import Batch, Observation, Scores, Task
+from pipeline.scores import Observation, Scores
+from pipeline.tasks.base import Batch, Task
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.tasks.masked_lm import MaskedLM
 from pipeline.tasks.multi_label import MultiLabelClassification

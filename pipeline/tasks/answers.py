@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.tasks.base import Scores
+from pipeline.scores import Scores
 
 # MLQA's lists; a language that is not here has no articles taken away.
 _ARTICLES = {

@@ -2,21 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import StrictModel, parse_config
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
-
-Inputs = dict[str, Tensor]
+from pipeline.scores import Inputs, Observation, Scores
 
 
 @dataclass(frozen=True)
@@ -34,62 +33,6 @@ class Batch:
     inputs: Inputs
     target_index: Tensor
     feature_index: Tensor
-    examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per-target measurements of a model on held-out examples, [N] each, as float64 unless said.
-
-    Attributes:
-        label_ids: int64, -100 where unlabelled.
-        predictions: int64, the model's first choice.
-        confidence: the probability of that choice.
-        label_log_probs: log-probability of the label, 0 where unlabelled.
-        kl_to_teacher: KL(teacher || model) at T = 1, nan where there is no teacher.
-        agreement: 1 where the model's first choice is the teacher's, nan where there is no teacher.
-        columns: column name -> [N] array of the example's column, for slices; `example_id` too.
-        observed: what `Task.observe` found, [N, ...] each, of any type.
-    """
-
-    label_ids: np.ndarray
-    predictions: np.ndarray
-    confidence: np.ndarray
-    label_log_probs: np.ndarray
-    kl_to_teacher: np.ndarray
-    agreement: np.ndarray
-    columns: Mapping[str, np.ndarray]
-    observed: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def where(self, mask: np.ndarray) -> "Scores":
-        """The scores of some of the targets."""
-        picked: dict[str, Any] = {
-            name: {key: part[mask] for key, part in value.items()}
-            if isinstance(value, Mapping)
-            else value[mask]
-            for name, value in vars(self).items()
-        }
-        return Scores(**picked)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What `Task.observe` may look at while examples are scored.
-
-    Attributes:
-        model: in evaluation mode; it may be asked again, for instance to generate.
-        tokenizer: the model's; None where the caller has none.
-        inputs: what the model was called with, on its device.
-        outputs: what it returned; its logits have no position where `logits` came in pieces.
-        logits: the rows at the targets, [N, V'] float32; None where they came in pieces.
-        examples: the examples, in batch order.
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    inputs: Inputs
-    outputs: Any
-    logits: Tensor | None
     examples: Sequence[Example]
 
 

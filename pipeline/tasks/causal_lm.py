@@ -20,8 +20,9 @@ from pipeline.errors import DataError
 from pipeline.examples import Column, Example
 from pipeline.metrics import Metric, expected_calibration_error
 from pipeline.positions import Positions
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Batch, Scores
+from pipeline.tasks.base import Batch
 from pipeline.tasks.generation import Writer
 from pipeline.tasks.prompting import answer_row, prompt_ids, tokenize_rows
 

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.metrics import Metric, expected_calibration_error, precision_recall_f1
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Scores, Task
+from pipeline.tasks.base import Task
 from pipeline.tasks.causal_lm import teacher_metrics
 
 

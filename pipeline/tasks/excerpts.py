@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.examples import LANGUAGE_COLUMNS
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Scores
 
 _LONGEST = 300  # characters of a text
 _MOST = 24  # texts where there is no language

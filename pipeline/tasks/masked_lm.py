@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from pipeline.errors import ConfigError, DataError
 from pipeline.examples import Example
 from pipeline.metrics import Metric
-from pipeline.tasks.base import Scores, Task
+from pipeline.scores import Scores
+from pipeline.tasks.base import Task
 from pipeline.tasks.causal_lm import count_ids, language_metrics
 
 _ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.examples import Example
 from pipeline.metrics import Metric, expected_calibration_error
+from pipeline.scores import Inputs, Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Inputs, Scores
 from pipeline.tasks.causal_lm import teacher_metrics
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.texts import TextTask

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions
+from pipeline.scores import Inputs, Observation, Scores
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.answers import (
     answer_f1,
@@ -28,7 +29,7 @@ from pipeline.tasks.answers import (
     read_answers,
     read_texts,
 )
-from pipeline.tasks.base import Batch, Inputs, Observation, Scores, Task
+from pipeline.tasks.base import Batch, Task
 from pipeline.tasks.causal_lm import teacher_metrics
 from pipeline.tasks.passages import (
     Passage,

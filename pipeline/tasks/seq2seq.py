@@ -19,7 +19,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
-from pipeline.tasks.base import Batch, Observation, Scores, flat_index, pad_rows
+from pipeline.scores import Observation, Scores
+from pipeline.tasks.base import Batch, flat_index, pad_rows
 from pipeline.tasks.bilingual import encode_texts, read_texts, speaking
 from pipeline.tasks.causal_lm import count_ids, language_metrics
 from pipeline.tasks.generation import Decoding, Evaluate, Writer, generate_texts

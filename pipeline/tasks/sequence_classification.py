@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipeline.errors import DataError
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Scores
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.excerpts import pick_excerpts
 from pipeline.tasks.texts import TextTask

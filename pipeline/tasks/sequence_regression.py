@@ -17,8 +17,8 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Direction, Metric, pearson, spearman
+from pipeline.scores import Observation, Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Observation, Scores
 from pipeline.tasks.texts import TextTask
 
 

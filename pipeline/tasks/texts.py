@@ -17,7 +17,8 @@ from pydantic import Field
 from pipeline.errors import DataError
 from pipeline.examples import Example
 from pipeline.positions import Positions
-from pipeline.tasks.base import Batch, Inputs, Task
+from pipeline.scores import Inputs
+from pipeline.tasks.base import Batch, Task
 
 ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 _NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one

@@ -20,8 +20,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Metric
+from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Scores
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.entities import entity_f1, mark_entities
 
