@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from pipeline.config import load_config
+from pipeline.config import load_config, parse_config
 from stages.cache_teacher import CacheConfig
 from stages.cli import CONFIGS, app
 from stages.rounds import RoundsConfig
@@ -117,3 +119,19 @@ def test_the_readme_leaves_no_table_open() -> None:
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert script.strip().splitlines()[-1] == "make test"
+
+
+def _readme_configs() -> list[dict[str, Any]]:
+    """The YAML blocks of the README in order: a cache, a student, and parts of a student."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_configs_of_the_readme_load() -> None:
+    cache, student, *parts = _readme_configs()
+    parse_config(CacheConfig, cache, "the README's cache")
+    parse_config(StudentConfig, student, "the README's student")
+    assert parts
+    for part in parts:
+        whole = {k: v for k, v in student.items() if not ("stages" in part and k == "losses")}
+        parse_config(StudentConfig, whole | part, "the README's parts")
