@@ -26,7 +26,7 @@ from pipeline.cache import TeacherCache
 from pipeline.config import load_config
 from pipeline.examples import CachedExample
 from pipeline.reading import Reading
-from pipeline.runs import Result, read_result
+from pipeline.runs import Result, read_curve, read_result
 from pipeline.sources.sib200 import LANGUAGES
 from pipeline.targets import UNLABELLED
 from stages.cli import app
@@ -170,7 +170,97 @@ def test_the_demos_report_shows_curves_costs_and_every_student(code: Path) -> No
     assert "://" not in page
 
 
+def test_the_losses_of_the_papers_learn_from_the_demos_teacher(
+    code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code)
+    few: dict[str, object] = {"task__block_size": 64, "data__max_examples": "{train: 2, test: 4}"}
+    for cache in ("demo-draws", "demo-dense"):
+        run_command("cache-teacher", cache, **few)
+    names = ["bucket", "renormalised", "rs-kd", "skew-kl", "dense"]
+    run_command(
+        "train-student",
+        *(f"demo-{name}" for name in names),
+        student__hidden_size=32,
+        student__intermediate_size=48,
+        training__max_steps=80,
+        training__learning_rate=2e-2,
+        training__warmup_steps=5,
+        training__per_device_train_batch_size=8,
+        evaluation__every=80,
+    )
+    labels = value_of(code_run(code, "labels"), "kl_to_teacher")
+    for name in names:
+        run = read_result(code / "runs" / "demo-losses" / name)
+        assert value_of(run, "kl_to_teacher") < labels, name
+
+
+def test_a_masked_teacher_is_distilled_as_distilbert_was(
+    code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code)
+    small: dict[str, object] = {"training__learning_rate": 5e-3, "training__warmup_steps": 5}
+    run_command(
+        "train-teacher",
+        "masked",
+        task__max_length=48,
+        model__layers=3,
+        model__hidden_size=48,
+        model__intermediate_size=64,
+        tokenizer__vocab_size=300,
+        training__max_steps=150,
+        evaluation__every=150,
+        **small,
+    )
+    few = "{train: 4, test: 4}"
+    run_command("cache-teacher", "masked", task__max_length=48, data__max_examples=few)
+    short: dict[str, object] = {**small, "training__max_steps": 40, "evaluation__every": 40}
+    run_command("train-student", "masked-labels", "masked-kd", student__hidden_size=32, **short)
+    run_command("train-student", "masked-distilbert", **short)
+    found = {
+        name: value_of(read_result(code / "runs" / "masked" / name), "kl_to_teacher")
+        for name in ("labels", "kd", "distilbert")
+    }
+    assert found["distilbert"] < found["labels"]  # it begins with layers of the teacher
+    assert found["kd"] < found["labels"]
+
+
 # Topics in 24 languages
+
+
+def test_the_published_recipes_learn_from_one_cache_of_features(
+    topics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(topics)
+    run_command("cache-teacher", "sib200-features", hidden__layers="[1, 2]", hidden__qkv="[1, 2]")
+    one: dict[str, object] = {"stages__0__losses__0__layers": "{1: 2}"}
+    settings = {
+        "english-labels": {},
+        "hinton": {},
+        "pkd": {},
+        "minilmv2": {**one, "stages__0__losses__0__relation_heads": 8},
+        "tinybert": {},
+        "xtremedistil": one,
+        "relations": {},
+    }
+    for name, changes in settings.items():
+        run_command(
+            "train-student",
+            f"sib200-{name}",
+            student__layers="[1]",
+            training__num_train_epochs=4,
+            evaluation__every=8,
+            **changes,
+        )
+    runs = topics / "runs" / "sib200-english"
+    teacher = read_result(runs / "hinton").details["teacher"]["metrics"]
+    reached = next(m["value"] for m in teacher if m["name"] == "accuracy" and m["slice"] == "all")
+    for name in ("hinton", "pkd", "minilmv2", "tinybert", "xtremedistil", "relations"):
+        assert value_of(read_result(runs / name), "accuracy") > 0.6 * reached, name
+    stages = {line.get("stage") for line in read_curve(runs / "tinybert")}
+    assert stages == {"layers", "prediction"}
+    cached = TeacherCache.open(topics / "data" / "caches" / "sib200-features")
+    assert sum("~" in name for name in cached.ids("train")) == 2 * SPLITS["train"]
 
 
 def topic_run(root: Path, name: str) -> Result:
