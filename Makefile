@@ -51,7 +51,7 @@ sib200: | $(READY)  ## the second recipe: topics in 24 languages [TEACHER=folder
 	$(STILLROOM) compare runs/sib200 --output runs/sib200/report.html
 
 proof: | $(READY)  ## students of every recipe over three seeds, in tables [TRIAL=name] [TEACHER=folder]
-	$(RUN) -m stages.proof $(TRIAL) $(if $(TEACHER),--teacher model.model=$(TEACHER))
+	$(RUN) -m stages.proof $(TRIAL) $(if $(TEACHER),--teacher $(TEACHER))
 
 bench: | $(READY)  ## speed and size, each beside its baseline [QUICK=1]
 	$(RUN) -m stages.bench $(if $(QUICK),--quick)

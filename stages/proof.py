@@ -9,7 +9,7 @@ labels. Whatever stands is kept, so that an interrupted proof continues.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated
@@ -38,6 +38,8 @@ class Trial:
         metrics: name -> whether higher is better; the first decides.
         slices: "column=value" whose mean is reported in place of the whole, where there are any.
         overrides: of the students' configs.
+        encoder: the setting of the teacher's or the caches' configs that names MiniLM, which
+            `--teacher` replaces; None where another teacher is used.
     """
 
     students: Sequence[str]
@@ -45,7 +47,8 @@ class Trial:
     teacher: str | None
     metrics: Mapping[str, bool]
     slices: Sequence[str] = ()
-    overrides: Sequence[str] = field(default=())
+    overrides: Sequence[str] = ()
+    encoder: str | None = None
 
 
 _LOW_RESOURCE = tuple(
@@ -56,6 +59,7 @@ _LOW_RESOURCE = tuple(
     )
 )
 _CLASSES = {"accuracy": True, "macro_f1": True, "loss": False, "ece": False}
+_MINILM = "model.model"
 TRIALS: dict[str, Trial] = {
     # Longer than the demo: past the early plateau, where chance decides which student leaves first.
     "language-model": Trial(
@@ -85,9 +89,15 @@ TRIALS: dict[str, Trial] = {
         "sib200",
         _CLASSES,
         _LOW_RESOURCE,
+        encoder=_MINILM,
     ),
     "topics-unseen": Trial(
-        ("sib200-labels-unseen", "sib200-kd-unseen"), ("sib200",), "sib200", _CLASSES, _LOW_RESOURCE
+        ("sib200-labels-unseen", "sib200-kd-unseen"),
+        ("sib200",),
+        "sib200",
+        _CLASSES,
+        _LOW_RESOURCE,
+        encoder=_MINILM,
     ),
     "topics-english": Trial(
         (
@@ -97,10 +107,28 @@ TRIALS: dict[str, Trial] = {
         ("sib200-features",),
         "sib200",
         _CLASSES,
+        encoder=_MINILM,
     ),
-    "tags": Trial(("ud-labels", "ud-kd", "ud-kd-hidden", "ud-staged"), ("ud",), "ud", _CLASSES),
+    "tags": Trial(
+        ("ud-labels", "ud-kd", "ud-kd-hidden", "ud-staged"),
+        ("ud",),
+        "ud",
+        _CLASSES,
+        encoder=_MINILM,
+    ),
     "questions": Trial(
-        ("xquad-labels", "xquad-kd"), ("xquad",), "xquad", {"f1": True, "exact_match": True}
+        ("xquad-labels", "xquad-kd"),
+        ("xquad",),
+        "xquad",
+        {"f1": True, "exact_match": True},
+        encoder=_MINILM,
+    ),
+    "embeddings": Trial(
+        ("tatoeba-bert", "tatoeba-bag"),
+        ("tatoeba",),
+        None,
+        {"retrieval_to_source": True, "retrieval_from_source": True, "cosine": True},
+        encoder="teacher.model",
     ),
     "translation": Trial(
         ("flores-labels", "flores-kd", "flores-sequences", "flores-sequences-kd"),
@@ -112,21 +140,23 @@ TRIALS: dict[str, Trial] = {
 
 
 def prove(
-    trial: Trial, seeds: Sequence[int], folder: Path, teacher: Sequence[str] = ()
+    trial: Trial, seeds: Sequence[int], folder: Path, encoder: Path | None = None
 ) -> dict[str, list[Result]]:
     """Train a trial's students once per seed and return their results by student.
 
     Args:
-        teacher: overrides of the teacher's config.
+        encoder: a local copy of MiniLM; None for the hub's.
 
     Raises:
         StillroomError: what a teacher, a cache or a student found wrong.
     """
+    local = [] if encoder is None or trial.encoder is None else [f"{trial.encoder}={encoder}"]
     if trial.teacher is not None:
         path = find_config("teacher", trial.teacher)
-        train_teacher(load_config(TrainTeacherConfig, path, teacher))
+        train_teacher(load_config(TrainTeacherConfig, path, local))
+        local = []
     for name in trial.caches:
-        cache_teacher(load_config(CacheConfig, find_config("cache", name)))
+        cache_teacher(load_config(CacheConfig, find_config("cache", name), local))
     found: dict[str, list[Result]] = {name: [] for name in trial.students}
     for seed in seeds:
         for name in trial.students:
@@ -187,7 +217,7 @@ def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
     folder: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/proof"),
     teacher: Annotated[
-        list[str] | None, typer.Option("--teacher", help="Override a setting of the teacher.")
+        Path | None, typer.Option(help="A folder of MiniLM; the hub's where left out.")
     ] = None,
 ) -> None:
     """Print a table for each trial; one whose data is not here is named and left out."""
@@ -195,9 +225,8 @@ def main(
         if name not in TRIALS:
             raise ConfigError(f"trial {name!r} is not known{did_you_mean(name, TRIALS)}")
         try:
-            found = prove(
-                TRIALS[name], [int(seed) for seed in seeds.split(",")], folder, teacher or []
-            )
+            numbers = [int(seed) for seed in seeds.split(",")]
+            found = prove(TRIALS[name], numbers, folder, teacher)
         except DataError as error:
             print(f"\n{name}: left out ({error})")
             continue
