@@ -11,7 +11,8 @@ from small_worlds import weights
 from test_masked_lm import make_masked_teacher, make_masking_tokenizer
 from torch import Tensor, nn
 
-from pipeline.cache import TeacherCache, read_head
+from pipeline.cache import TeacherCache, read_head, write_head
+from pipeline.cache.index import hash_file
 from pipeline.errors import CacheError, ConfigError, ModelError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, StudentOutputs
@@ -87,7 +88,8 @@ def make_head(dtype: torch.dtype = torch.float64) -> tuple[OutputHead, Tensor]:
     weight = torch.randn(7, 4, generator=generator, dtype=dtype)
     bias = torch.randn(7, generator=generator, dtype=dtype)
     given = torch.randn(5, 4, generator=generator, dtype=dtype)
-    return OutputHead(weight, bias, 0.5, 3.0, 7), given
+    offset = torch.randn(7, generator=generator, dtype=dtype)
+    return OutputHead(weight, bias, 0.5, 3.0, 7, offset), given
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -132,6 +134,15 @@ def test_a_damaged_head_is_refused(cache: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CacheError, match=r"head\.safetensors: is missing or damaged"):
         read_head(tmp_path, digest)
+
+
+def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
+    head, given = make_head(torch.float32)
+    for told in (head, OutputHead(head.weight, None, 1.0, None, 6)):
+        write_head(tmp_path, told)
+        again = read_head(tmp_path, hash_file(tmp_path / "head.safetensors"))
+        assert torch.equal(again(given), told(given))
+        assert again.num_classes == told.num_classes
 
 
 def test_a_student_with_fewer_classes_is_refused() -> None:

@@ -1,6 +1,6 @@
 """The teacher's output head beside its cache, from which all logits can be made again.
 
-OutputHead -- write_head --> head.safetensors (weight, bias; scale and soft-cap as metadata)
+OutputHead -- write_head --> head.safetensors (weight, bias, offset; scale and soft-cap beside them)
 """
 
 from pathlib import Path
@@ -19,9 +19,12 @@ FILE = "head.safetensors"
 def write_head(cache: Path, head: OutputHead) -> None:
     """Write the head of V classes, without the rows that pad it."""
     classes = head.num_classes
-    tensors = {"weight": head.weight[:classes].detach().cpu().contiguous()}
-    if head.bias is not None:
-        tensors["bias"] = head.bias[:classes].detach().cpu().contiguous()
+    given = {"weight": head.weight, "bias": head.bias, "offset": head.offset}
+    tensors = {
+        name: tensor[:classes].detach().cpu().contiguous()
+        for name, tensor in given.items()
+        if tensor is not None
+    }
     facts = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
     content = save(tensors, metadata=facts)
     if not (cache / FILE).is_file() or (cache / FILE).read_bytes() != content:
@@ -47,11 +50,15 @@ def read_head(cache: Path, digest: str | None) -> OutputHead:
     try:
         with safe_open(file, framework="pt") as stored:
             facts = stored.metadata()
-            weight = stored.get_tensor("weight")
-            bias = stored.get_tensor("bias") if "bias" in stored.keys() else None  # noqa: SIM118
+            found = {name: stored.get_tensor(name) for name in list(stored.keys())}
     except SafetensorError as error:
         raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
-    cap = facts["soft_cap"]
+    cap, weight = facts["soft_cap"], found["weight"]
     return OutputHead(
-        weight, bias, float(facts["scale"]), None if cap == "None" else float(cap), len(weight)
+        weight,
+        found.get("bias"),
+        float(facts["scale"]),
+        None if cap == "None" else float(cap),
+        len(weight),
+        found.get("offset"),
     )

@@ -5,6 +5,7 @@ student logits [N, V'] -- softmax --> KL x T², and its gradient in the same pas
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -25,17 +26,19 @@ class TeacherHead(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    offset: Tensor | None
 
     def __init__(self, head: OutputHead) -> None:
         super().__init__()
         self._head = head
         self.register_buffer("weight", head.weight, persistent=False)
         self.register_buffer("bias", head.bias, persistent=False)
+        self.register_buffer("offset", head.offset, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of what the head is given: [n, D] -> [n, V] float32."""
         head = self._head
-        moved = OutputHead(self.weight, self.bias, head.scale, head.soft_cap, head.num_classes)
+        moved = replace(head, weight=self.weight, bias=self.bias, offset=self.offset)
         return moved(hidden)
 
 
