@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,12 @@ _SPECIAL_TOKENS = (
 def digest_json(value: Any) -> str:
     """Digest of a JSON value, whatever the order of its keys."""
     return _blake2b(canonical_json(value).encode())
+
+
+def make_generator(*parts: object) -> np.random.Generator:
+    """Random numbers that depend on what they are for (a seed, an id, ...) and on nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def digest_tokenizer(tokenizer: Any) -> str:

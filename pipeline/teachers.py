@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.batches import Collator
 from pipeline.cache import TeacherCache
+from pipeline.cache.record_batch import join_targets
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, MismatchError
 from pipeline.examples import CachedExample, Example
@@ -99,7 +100,7 @@ class Member:
         """What it said of these examples: `targets`, and `hidden` with what belongs to it."""
         said = [self._ask(example) for example in examples]
         batch = self.collator.read_features(said)
-        return {"targets": self.collator.read_targets(said)["targets"], **batch}
+        return {"targets": join_targets(said), **batch}
 
     def weigh(self, examples: Sequence[Example]) -> Tensor:
         """Its weight for each example, [B]."""

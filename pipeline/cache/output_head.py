@@ -26,9 +26,7 @@ def write_head(cache: Path, head: OutputHead) -> None:
         if tensor is not None
     }
     facts = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
-    content = save(tensors, metadata=facts)
-    if not (cache / FILE).is_file() or (cache / FILE).read_bytes() != content:
-        write_bytes(cache / FILE, content)
+    write_bytes(cache / FILE, save(tensors, metadata=facts))
 
 
 def read_head(cache: Path, digest: str | None) -> OutputHead:

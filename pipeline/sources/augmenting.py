@@ -6,7 +6,6 @@ A copy has no label: what it means is for the teacher to say, which reads it lik
 is a pure function of the seed, the row's id and its number, so that a cache of it can be repeated.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from pipeline.config import StrictModel
 from pipeline.errors import DataError
+from pipeline.identity import make_generator
 
 _TEXTS = ("text", "text_pair")
 
@@ -59,7 +59,7 @@ def augment(
                 copy["label"] = None
             for column in _TEXTS:
                 if row.get(column) is not None:
-                    chance = _generator(settings.seed, copy["id"], column)
+                    chance = make_generator(settings.seed, copy["id"], column)
                     copy[column] = _change(str(row[column]), settings, words, chance)
             yield copy
 
@@ -100,8 +100,3 @@ def _change(
             own[i], own[i + 1] = own[i + 1], own[i]
     kept = [word for i, word in enumerate(own) if fate[2, i] >= settings.drop]
     return joint.join(kept or own[:1])
-
-
-def _generator(seed: int, name: str, column: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}/{column}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

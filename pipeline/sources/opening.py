@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.config import DataConfig
 
+FOLDER_VARIABLE = "STILLROOM_DATA"
 Table = Any  # datasets.Dataset, which ships without types
 
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
@@ -237,3 +238,27 @@ def _reason(error: BaseException) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
     return " ".join(str(root).split()) or type(root).__name__
+
+
+def find_folder(config: DataConfig, child: str, pattern: str) -> Path:
+    """The folder of a source of our own: `files`, or a folder of the one STILLROOM_DATA names.
+
+    Args:
+        child: its name there.
+        pattern: of its files.
+
+    Raises:
+        ConfigError: `files` is not one folder.
+        DataError: the folder is not there, or holds no such file.
+    """
+    if config.files is not None and not isinstance(config.files, str):
+        raise ConfigError(f"source {config.source}: `files` is the folder that holds {pattern}")
+    given = os.environ.get(FOLDER_VARIABLE)
+    folder = Path(given) / child if given else None
+    if config.files is not None:
+        folder = Path(config.files).expanduser()
+    if folder is None or not any(folder.glob(pattern)):
+        subject = f"source {config.source}: has no folder"
+        where = f"{folder}: holds no {pattern}" if folder else subject
+        raise DataError(f"{where}; give it by `files`, or its parent by {FOLDER_VARIABLE}")
+    return folder

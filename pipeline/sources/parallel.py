@@ -19,9 +19,15 @@ import datasets
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.config import DataConfig
-from pipeline.sources.opening import Opened, Table, load_file, pick_splits, split_by_column
+from pipeline.sources.opening import (
+    FOLDER_VARIABLE,
+    Opened,
+    Table,
+    load_file,
+    pick_splits,
+    split_by_column,
+)
 
-FOLDER_VARIABLE = "STILLROOM_DATA"
 NAMED = {  # file, and language of the source texts
     "tatoeba": ("tatoeba/tatoeba_eng.jsonl.gz", "eng"),
     "flores": ("flores_v1/flores_v1.jsonl.gz", "en"),

@@ -6,7 +6,6 @@ upos; pud.<language>.jsonl.gz is the test part of <language>_pud. An id is
 `<treebank>.<part>/<sentence>`.
 """
 
-import os
 from pathlib import Path
 
 import datasets
@@ -16,13 +15,13 @@ from pipeline.sources.config import DataConfig
 from pipeline.sources.opening import (
     Opened,
     Table,
+    find_folder,
     join_tables,
     load_named,
     pick_splits,
     with_constant,
 )
 
-FOLDER_VARIABLE = "STILLROOM_DATA"
 # fmt: off
 UPOS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM",
@@ -44,7 +43,7 @@ def open_ud(config: DataConfig) -> Opened:
     treebanks = [name for name in config.names if name is not None]
     if not treebanks:
         raise ConfigError("source ud: name the treebanks by `name`, for instance en_ewt")
-    there = _list_files(_find_folder(config))
+    there = _list_files(find_folder(config, "ud_upos", f"*{_ENDING}"))
     for treebank in treebanks:
         if treebank not in there:
             hint = did_you_mean(treebank, there)
@@ -54,19 +53,6 @@ def open_ud(config: DataConfig) -> Opened:
     tables = {part: join_tables([one[part] for one in loaded]) for part in common}
     columns = {"tags": "upos", "language": "language", "treebank": "treebank"}
     return Opened(pick_splits(tables, config), columns)
-
-
-def _find_folder(config: DataConfig) -> Path:
-    if config.files is not None and not isinstance(config.files, str):
-        raise ConfigError(f"source ud: `files` is the folder that holds files *{_ENDING}")
-    given = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(given) / "ud_upos" if given else None
-    if config.files is not None:
-        folder = Path(config.files).expanduser()
-    if folder is None or not any(folder.glob(f"*{_ENDING}")):
-        where = f"{folder}: holds no *{_ENDING}" if folder else "source ud: has no folder"
-        raise DataError(f"{where}; give it by `files`, or its parent by {FOLDER_VARIABLE}")
-    return folder
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Path]]:

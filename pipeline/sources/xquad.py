@@ -8,17 +8,15 @@ own, so articles are dealt to three, the same in every language. An id is `<lang
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.config import DataConfig
-from pipeline.sources.opening import Opened, pick_splits, split_by_column
+from pipeline.sources.opening import Opened, find_folder, pick_splits, split_by_column
 
-FOLDER_VARIABLE = "STILLROOM_DATA"
 # The split of an article by its number modulo 8: 30 train, 6 validation, 12 test.
 _DEALT = ("train", "train", "train", "train", "train", "validation", "test", "test")
 _NAME = "xquad.{}.jsonl.gz"
@@ -32,7 +30,7 @@ def open_xquad(config: DataConfig) -> Opened:
         ConfigError: `files` is not one folder.
         DataError: the folder or a language is not there.
     """
-    folder = _find_folder(config)
+    folder = find_folder(config, "xquad", _NAME.format("*"))
     there = [path.name.split(".")[1] for path in sorted(folder.glob(_NAME.format("*")))]
     languages = [name for name in config.names if name is not None] or there
     rows: list[dict[str, Any]] = []
@@ -44,19 +42,6 @@ def open_xquad(config: DataConfig) -> Opened:
         rows += _read(folder / _NAME.format(language), language)
     tables = split_by_column(datasets.Dataset.from_list(rows), "split")
     return Opened(pick_splits(tables, config), {"language": "language", "title": "title"})
-
-
-def _find_folder(config: DataConfig) -> Path:
-    if config.files is not None and not isinstance(config.files, str):
-        raise ConfigError(f"source xquad: `files` is the folder that holds {_NAME.format('*')}")
-    given = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(given) / "xquad" if given else None
-    if config.files is not None:
-        folder = Path(config.files).expanduser()
-    if folder is None or not any(folder.glob(_NAME.format("*"))):
-        where = f"{folder}: holds no {_NAME.format('*')}" if folder else "xquad: has no folder"
-        raise DataError(f"{where}; give it by `files`, or its parent by {FOLDER_VARIABLE}")
-    return folder
 
 
 def _read(file: Path, language: str) -> list[dict[str, Any]]:

@@ -1,27 +1,12 @@
 """Token ids of what a model reads and of what it says, in the languages of its tokenizer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError, DataError, did_you_mean
-
-
-def read_texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """The texts of a column.
-
-    Raises:
-        DataError: a row has none.
-    """
-    for row in rows:
-        if not isinstance(row.get(column), str):
-            raise DataError(
-                f"example {row['id']}: has {row.get(column)!r} as its {column}, expected a text;"
-                f" map the right column with data.columns.{column}"
-            )
-    return [row[column] for row in rows]
+from pipeline.errors import ConfigError, did_you_mean
 
 
 def encode_texts(

@@ -3,7 +3,7 @@
 label ids, predictions -> accuracy, macro F1, loss, calibration; report and confusions per class
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,15 +65,7 @@ class Classification(Task):
             return {}
         names = self._known_labels()
         columns = self._per_class(labelled)
-        report = {
-            name: {
-                "precision": 100.0 * float(precision),
-                "recall": 100.0 * float(recall),
-                "f1": 100.0 * float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(names, *columns, strict=True)
-        }
+        report = report_classes(names, columns)
         pairs = labelled.label_ids * len(names) + labelled.predictions
         matrix = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
         confusion = {"labels": names, "counts": matrix.tolist()}
@@ -99,3 +91,20 @@ class Classification(Task):
                 f" {len(self.labels)} ({', '.join(self.labels)}); mend the data or task.labels"
             )
         return int(label)
+
+
+def report_classes(names: Sequence[str], columns: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Precision, recall, F1 (in percent) and support of each class, by its name.
+
+    Args:
+        columns: these four, [V] each.
+    """
+    return {
+        name: {
+            "precision": 100.0 * float(precision),
+            "recall": 100.0 * float(recall),
+            "f1": 100.0 * float(f1),
+            "support": int(support),
+        }
+        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+    }

@@ -6,7 +6,6 @@ What is masked is drawn once, when the cache is made, and stored: teacher and st
 maskings, every epoch again. A masking is a pure function of the seed, the piece and its number.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,15 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.examples import Example
+from pipeline.identity import make_generator
 from pipeline.metrics import Metric
 from pipeline.scores import Scores
 from pipeline.tasks.base import Task
 from pipeline.tasks.causal_lm import count_ids, language_metrics
-
-_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
-_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+from pipeline.tasks.texts import NO_LIMIT, ROWS_AT_ONCE, read_texts
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class MaskedLM(Task):
         limit = self._limit(tokenizer)
         ordinary = np.setdiff1d(np.arange(count_ids(tokenizer)), tokenizer.all_special_ids)
         iterator = iter(rows)
-        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+        while chunk := list(islice(iterator, ROWS_AT_ONCE)):
             for row, piece in _pieces(chunk, tokenizer, limit):
                 columns = {column: row[column] for column in ("split", *carry) if column in row}
                 for number in range(self.maskings):
@@ -113,7 +111,7 @@ class MaskedLM(Task):
             )
         if self.max_length is not None:
             return self.max_length
-        if tokenizer.model_max_length >= _NO_LIMIT:
+        if tokenizer.model_max_length >= NO_LIMIT:
             raise ConfigError(
                 "task.max_length: the tokenizer does not say how much its model reads; set it"
             )
@@ -127,7 +125,7 @@ class MaskedLM(Task):
         ordinary: np.ndarray,
         columns: Mapping[str, Any],
     ) -> Example:
-        chance = _generator(self.seed, piece.name, number)
+        chance = make_generator(self.seed, piece.name, number)
         positions = self._hidden(piece.words, chance)
         ids = piece.ids.copy()
         fate = chance.random(len(positions))
@@ -157,14 +155,8 @@ def _pieces(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int
 ) -> Iterator[tuple[Mapping[str, Any], _Piece]]:
     """The pieces of each row that hold anything to mask, in order."""
-    for row in rows:
-        if not isinstance(row.get("text"), str):
-            raise DataError(
-                f"example {row['id']}: has {row.get('text')!r} as its text, expected a text; map"
-                " the right column with data.columns.text"
-            )
     encoded = tokenizer(
-        [row["text"] for row in rows],
+        read_texts(rows, "text"),
         truncation=True,
         max_length=limit,
         return_overflowing_tokens=True,
@@ -177,8 +169,3 @@ def _pieces(
         counts[owner] += 1
         if (words >= 0).any():
             yield rows[owner], _Piece(name, np.array(ids, dtype=np.int32), words)
-
-
-def _generator(seed: int, piece: str, number: int) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}/{piece}/{number}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

@@ -19,7 +19,7 @@ from pipeline.metrics import Metric, expected_calibration_error
 from pipeline.scores import Inputs, Scores
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.causal_lm import teacher_metrics
-from pipeline.tasks.classification import Classification
+from pipeline.tasks.classification import Classification, report_classes
 from pipeline.tasks.texts import TextTask
 
 
@@ -79,18 +79,7 @@ class MultiLabelClassification(TextTask, Classification):
         labels, predictions = self._tables(scores)
         if not len(labels):
             return {}
-        columns = _per_label(labels, predictions)
-        report = {
-            name: {
-                "precision": 100.0 * float(precision),
-                "recall": 100.0 * float(recall),
-                "f1": 100.0 * float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(
-                self._known_labels(), *columns, strict=True
-            )
-        }
+        report = report_classes(self._known_labels(), _per_label(labels, predictions))
         return {"classification_report": report}
 
     def _label_ids(self, row: Mapping[str, Any]) -> list[int]:

@@ -21,13 +21,11 @@ from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
 from pipeline.scores import Observation, Scores
 from pipeline.tasks.base import Batch, flat_index, pad_rows
-from pipeline.tasks.bilingual import encode_texts, read_texts, speaking
+from pipeline.tasks.bilingual import encode_texts, speaking
 from pipeline.tasks.causal_lm import count_ids, language_metrics
 from pipeline.tasks.generation import Decoding, Evaluate, Writer, generate_texts
+from pipeline.tasks.texts import NO_LIMIT, ROWS_AT_ONCE, read_texts
 from pipeline.text_metrics import describe_metrics, measure_texts, require_packages
-
-_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
-_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
 
 
 class Seq2Seq(Writer):
@@ -102,7 +100,7 @@ class Seq2Seq(Writer):
         if self.decoder_start == "teacher":
             raise ConfigError("task.decoder_start: is not known yet; complete the task first")
         iterator = iter(rows)
-        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+        while chunk := list(islice(iterator, ROWS_AT_ONCE)):
             for languages, group in groupby(chunk, self._languages):
                 same = list(group)
                 sources, targets = self._tokenize(same, tokenizer, languages)
@@ -213,7 +211,7 @@ class Seq2Seq(Writer):
 
     def _limit(self, chosen: int | None, tokenizer: Any, spare: int = 0) -> int | None:
         """Tokens at most; `spare` is room for the start token."""
-        if chosen is None and tokenizer.model_max_length < _NO_LIMIT:
+        if chosen is None and tokenizer.model_max_length < NO_LIMIT:
             return int(tokenizer.model_max_length) - spare
         return chosen
 

@@ -21,7 +21,7 @@ from pipeline.scores import Inputs
 from pipeline.tasks.base import Batch, Task
 
 ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
-_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
 _TYPES = "token_type_ids"
 
 
@@ -99,11 +99,11 @@ def tokenize_texts(
     Raises:
         DataError: no text, no token, or more than the model reads.
     """
-    texts, pairs = _column(rows, "text"), None
+    texts, pairs = read_texts(rows, "text"), None
     if rows[0].get("text_pair") is not None:
-        pairs = _column(rows, "text_pair")
+        pairs = read_texts(rows, "text_pair")
     limit = max_length
-    if limit is None and tokenizer.model_max_length < _NO_LIMIT:
+    if limit is None and tokenizer.model_max_length < NO_LIMIT:
         limit = tokenizer.model_max_length
     side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
     try:
@@ -123,7 +123,12 @@ def _segments(ids: np.ndarray, types: Sequence[int] | None) -> np.ndarray:
     return np.array(lengths, dtype=np.int32)
 
 
-def _column(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+def read_texts(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        DataError: a row has none.
+    """
     for row in rows:
         if not isinstance(row.get(column), str):
             raise DataError(

@@ -24,9 +24,7 @@ from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.entities import entity_f1, mark_entities
-
-_ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
-_NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
+from pipeline.tasks.texts import NO_LIMIT, ROWS_AT_ONCE
 
 
 class TokenClassification(Classification):
@@ -62,7 +60,7 @@ class TokenClassification(Classification):
             )
         words = lost = 0
         iterator, space = iter(rows), _find_space(tokenizer)
-        while chunk := list(islice(iterator, _ROWS_AT_ONCE)):
+        while chunk := list(islice(iterator, ROWS_AT_ONCE)):
             tokens = self._tokenize(chunk, tokenizer, space)
             for row, ids, lengths in zip(chunk, *tokens, strict=True):
                 example = self._example(row, ids, lengths, carry)
@@ -145,8 +143,8 @@ class TokenClassification(Classification):
             encoded = tokenizer(
                 [[space + word if word.strip() else word for word in _words(row)] for row in rows],
                 is_split_into_words=True,
-                truncation=limit < _NO_LIMIT,
-                max_length=min(limit, _NO_LIMIT),
+                truncation=limit < NO_LIMIT,
+                max_length=min(limit, NO_LIMIT),
             )
         finally:
             tokenizer.truncation_side = side
