@@ -11,26 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from rich.console import Console
 
 from pipeline.attention import name_attention
-from pipeline.cache import (
-    CacheWriter,
-    Draft,
-    Identity,
-    Manifest,
-    TargetsSpec,
-    read_manifest,
-    require_same,
-    write_head,
-)
+from pipeline.cache import CacheWriter, TargetsSpec, write_head
 from pipeline.cache.codecs import Lossless
 from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
-from pipeline.identity import digest_tokenizer
-from pipeline.sentences import pooled_width
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.tasks import TASKS, Task
 from pipeline.teacher import (
@@ -43,20 +31,17 @@ from pipeline.teacher import (
     load_tokenizer,
     require_isolation,
 )
-from stages.hidden import HiddenConfig, make_signals, require_rows, require_targets
+from stages.drafting import (
+    make_draft,
+    require_same_content,
+    require_same_settings,
+    tokenizer_identity,
+)
+from stages.hidden import HiddenConfig
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
 from stages.sizes import BatchConfig, ShardConfig
 from stages.writing import forget_targets, lets_write, write_targets
-
-# How a capture runs, not what it keeps: free to change from session to session.
-_FREE: Any = {
-    "output": True,
-    "batch": True,
-    "data": {"licence"},
-    "teacher": {"device", "device_map", "attn_implementation", "licence"},
-}
-_REMEDY = "Cache into another output, or go back to those settings"
 
 
 class CacheConfig(StrictModel):
@@ -90,13 +75,13 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     """
     config = _with_needs(config)
     output, console = config.output, Console(quiet=not progress)
-    _require_same_settings(config)
+    require_same_settings(config)
     rows = load_rows(config.data)
     task = _with_labels(config.task, rows)
     tokenizer = load_tokenizer(config.teacher)
     task = task.complete(load_settings(config.teacher), tokenizer)
     if (output / "manifest.json").is_file():
-        manifest = _require_same_content(config, task, rows, tokenizer)
+        manifest = require_same_content(config, task, rows, tokenizer)
         console.print(
             f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
         )
@@ -109,7 +94,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         teacher = teacher or _load_teacher(config, task, tokenizer)
         _check_fit(teacher, task, tokenizer, spool)
         spec = _capture_spec(config, teacher)
-        draft = _make_draft(config, task, rows, tokenizer, teacher, spec, spool)
+        draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         writer = CacheWriter(output, draft)
         (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tokenizer.save_pretrained(output / "tokenizer")
@@ -147,7 +132,7 @@ def _let_write(
         return None, rows
     teacher = _load_teacher(config, task, tokenizer)
     key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
-    key |= {"files": describe_files(config.teacher), **_tokenizer_identity(tokenizer)}
+    key |= {"files": describe_files(config.teacher), **tokenizer_identity(tokenizer)}
     return teacher, write_targets(config.output, task, rows, tokenizer, teacher.model, key, console)
 
 
@@ -235,76 +220,3 @@ def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
         pooled=config.hidden.pooled,
         hidden_dtype=teacher.model.dtype,
     )
-
-
-def _make_draft(
-    config: CacheConfig,
-    task: Task,
-    rows: Rows,
-    tokenizer: Any,
-    teacher: Teacher,
-    spec: CaptureSpec,
-    spool: Spool,
-) -> Draft:
-    require_targets(config.hidden, task.features)
-    signals = make_signals(
-        config.hidden,
-        spec.layers,
-        spec.attention,
-        teacher.width,
-        pooled_width=pooled_width(teacher.model),
-        head_width=None if teacher.head is None else int(teacher.head.weight.shape[1]),
-    )
-    shard_examples = config.shard.count(spec, teacher.width, spool)
-    require_rows(signals, spool.lengths[:shard_examples])
-    return Draft(
-        identity=Identity(
-            data={**rows.description, "digest": rows.digest},
-            preprocessing={"digest": spool.digest, "seed": config.seed},
-            tokenizer=_tokenizer_identity(tokenizer),
-            teacher=teacher.identity(),
-        ),
-        task=task.settle(teacher.model).model_dump(mode="json"),
-        targets=config.targets.resolve(teacher.num_classes),
-        num_classes=teacher.num_classes,
-        shifted=task.shifted,
-        signals=signals,
-        positions=config.hidden.positions,
-        label_names=task.label_names,
-        columns=spool.columns,
-        shard_examples=shard_examples,
-        num_examples=len(spool),
-    )
-
-
-def _tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    return {"digest": digest_tokenizer(tokenizer), "size": len(tokenizer)}
-
-
-def _require_same_settings(config: CacheConfig) -> None:
-    """Compare with the config that the cache in this folder was begun with, before any work."""
-    begun = any((config.output / name).is_file() for name in ("draft.json", "manifest.json"))
-    stored = config.output / "config.yaml"
-    if begun and stored.is_file():
-        cached = CacheConfig.model_validate(yaml.safe_load(stored.read_text(encoding="utf-8")))
-        old, new = (c.model_dump(mode="json", exclude=_FREE) for c in (cached, config))
-        require_same(config.output, old, new, _REMEDY)
-
-
-def _require_same_content(config: CacheConfig, task: Task, rows: Rows, tokenizer: Any) -> Manifest:
-    """Compare a finished cache with what the same settings mean today.
-
-    The teacher's weights are read only where its files were touched since.
-
-    Raises:
-        MismatchError: names what changed.
-    """
-    manifest = read_manifest(config.output)
-    cached = manifest.identity
-    require_same(config.output, cached.data, {**rows.description, "digest": rows.digest}, _REMEDY)
-    require_same(config.output, cached.tokenizer, _tokenizer_identity(tokenizer), _REMEDY)
-    log = CaptureLog.read(config.output / "capture.json")
-    if not log.teacher_files or log.teacher_files != describe_files(config.teacher):
-        teacher = _load_teacher(config, task, tokenizer)
-        require_same(config.output, cached.teacher, teacher.identity(), _REMEDY)
-    return manifest
