@@ -6,15 +6,14 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
+from pipeline.cache.documents import require_same
 from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.manifest import (
     Draft,
     Identity,
     Manifest,
-    TargetsSpec,
     read_manifest,
-    require_same,
 )
 from pipeline.cache.order import EpochOrder, epoch_order
 from pipeline.cache.output_head import read_head, write_head
@@ -23,6 +22,7 @@ from pipeline.cache.quantization import VectorType
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.signals import Signal
+from pipeline.cache.targets_spec import TargetsSpec
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [

@@ -7,18 +7,18 @@ reader needs to decode the files, the codec included, is read from here and neve
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator
 
-from pipeline.cache.codecs import CODECS, MAX_CLASSES, Codec, Layout, Steps
+from pipeline.cache.codecs import MAX_CLASSES, Layout
+from pipeline.cache.documents import parse_document, read_json
 from pipeline.cache.fidelity import Fidelity
 from pipeline.cache.signals import Signal, optional
-from pipeline.config import Model, StrictModel, canonical_json, member_of, parse_config
-from pipeline.errors import CacheError, ConfigError, MismatchError
+from pipeline.cache.targets_spec import TargetsSpec
+from pipeline.config import StrictModel, canonical_json
+from pipeline.errors import CacheError
 from pipeline.positions import Positions
 
 VERSION: Literal[1] = 1
@@ -27,59 +27,6 @@ DRAFT = "draft.json"
 
 Digested = dict[str, JsonValue]
 ColumnType = Literal["string", "int64", "float64", "bool", "strings"]
-
-
-class TargetsSpec(StrictModel):
-    """What is kept of the teacher's distribution at each target.
-
-    Attributes:
-        top_k: K, the classes with the highest logits; "all" keeps every class.
-        tail_draws: R, ids drawn with replacement from the distribution without the kept classes.
-        temperatures: those at which targets shall be exact; 1 is always one of them.
-        codec: how entries are written.
-        compression: of what is written, input tokens and all. lz4 takes a third more bytes than
-            zstd and a fraction of the time to read; none takes three times as many.
-    """
-
-    top_k: Annotated[int, Field(ge=0)] | Literal["all"] = 64
-    tail_draws: int = Field(default=0, ge=0)
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (1.0,)
-    codec: Annotated[Codec, *member_of(CODECS, "codec")] = Steps()
-    compression: Literal["zstd", "lz4", "none"] = optional("zstd")
-
-    @field_validator("temperatures")
-    @classmethod
-    def _sort_temperatures(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sorted({1.0, *temperatures}))
-
-    @model_validator(mode="after")
-    def _require_entries(self) -> Self:
-        if self.top_k == 0 and self.tail_draws == 0:
-            raise ValueError("keeps nothing; set top_k or tail_draws above 0")
-        return self
-
-    def resolve(self, num_classes: int) -> "TargetsSpec":
-        """Return the same with `top_k` as a number.
-
-        Raises:
-            ConfigError: K above V, draws where nothing is cut off, or too many classes.
-        """
-        top_k = num_classes if self.top_k == "all" else self.top_k
-        if not 0 < num_classes <= MAX_CLASSES:
-            raise ConfigError(
-                f"targets: {num_classes:,} classes; a cache holds between 1 and {MAX_CLASSES:,}"
-            )
-        if top_k > num_classes:
-            raise ConfigError(
-                f"targets.top_k: {top_k:,} is more than the {num_classes:,} classes of the teacher;"
-                " lower it, or set it to all"
-            )
-        if top_k == num_classes and self.tail_draws:
-            raise ConfigError(
-                f"targets.tail_draws: {self.tail_draws} draws, but top_k keeps all {num_classes:,}"
-                " classes and leaves no tail; set tail_draws to 0 or lower top_k"
-            )
-        return self.model_copy(update={"top_k": top_k})
 
 
 class Identity(StrictModel):
@@ -222,65 +169,17 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: cache format {version}, this Stillroom reads up to {VERSION}; install a newer"
             " Stillroom, or cache the teacher again with this one"
         )
-    return _parse(Manifest, raw, file)
+    return parse_document(Manifest, raw, file)
 
 
 def read_draft(path: Path) -> Draft:
     """Read <cache>/draft.json."""
-    return _parse(Draft, read_json(path / DRAFT), path / DRAFT)
+    return parse_document(Draft, read_json(path / DRAFT), path / DRAFT)
 
 
 def read_shard(folder: Path) -> ShardInfo:
     """Read <shard>/shard.json."""
-    return _parse(ShardInfo, read_json(folder / "shard.json"), folder / "shard.json")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CacheError: missing, damaged, or no object.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
-    if not isinstance(raw, dict):
-        raise CacheError(f"{file}: holds no object; cache the teacher again")
-    return raw
-
-
-def require_same(
-    subject: Path, cached: Mapping[str, Any], asked: Mapping[str, Any], remedy: str
-) -> None:
-    """Compare two dumps (draft, identity or a part of it) field by field.
-
-    Raises:
-        MismatchError: names the fields that differ, each with found and expected, then `remedy`.
-    """
-    found = list(_differences(cached, asked, ""))
-    if not found:
-        return
-    # A digest says that something differs; a field beside it says what, so it is named first.
-    found.sort(key=lambda line: line.split(" ", 1)[0].endswith("digest"))
-    more = f", and {len(found) - 4} fields more" if len(found) > 4 else ""
-    raise MismatchError(f"{subject}: {'; '.join(found[:4])}{more}. {remedy}")
-
-
-def _differences(cached: Any, asked: Any, where: str) -> Iterator[str]:
-    if isinstance(cached, Mapping) and isinstance(asked, Mapping):
-        for key in sorted({*cached, *asked}):
-            here = f"{where}.{key}" if where else str(key)
-            yield from _differences(cached.get(key), asked.get(key), here)
-    elif cached != asked:
-        yield f"cached with {where} {_show(cached)}, asked for {_show(asked)}"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, str) and len(value) >= 32 and set(value) <= set("0123456789abcdef"):
-        return f"{value[:8]}…"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return parse_document(ShardInfo, read_json(folder / "shard.json"), folder / "shard.json")
 
 
 def _describe_absence(path: Path) -> str:
@@ -293,10 +192,3 @@ def _describe_absence(path: Path) -> str:
         f"the cache is not finished, {standing} of {read_draft(path).num_shards} shards stand;"
         " run its `stillroom cache-teacher` command again to continue"
     )
-
-
-def _parse(model: type[Model], raw: dict[str, Any], file: Path) -> Model:
-    try:
-        return parse_config(model, raw, str(file))
-    except (ConfigError, ValidationError) as error:
-        raise CacheError(f"{error}; the file is damaged, cache the teacher again") from error

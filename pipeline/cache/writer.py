@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache import output_head
+from pipeline.cache.documents import require_same
 from pipeline.cache.groups import group_rows, write_groups
 from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
 from pipeline.cache.manifest import (
@@ -26,7 +27,6 @@ from pipeline.cache.manifest import (
     read_draft,
     read_manifest,
     read_shard,
-    require_same,
 )
 from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
