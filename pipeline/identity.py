@@ -16,6 +16,8 @@ from pipeline.config import canonical_json
 from pipeline.errors import ModelError
 from pipeline.examples import Example
 
+CONTENT_BYTES = 16  # of `digest_example`
+_ARRAYS = ("input_ids", "segment_lengths", "target_positions", "label_ids")
 _SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -95,22 +97,29 @@ class ExamplesDigest:
 
     def add(self, example: Example) -> None:
         """Take the next example in."""
-        arrays = {
-            "input_ids": example.input_ids,
-            "segment_lengths": example.segment_lengths,
-            "target_positions": example.target_positions,
-            "label_ids": example.label_ids,
-        }
-        lengths = {name: len(array) for name, array in arrays.items()}
-        columns: Mapping[str, Any] = dict(example.columns)
-        header = canonical_json([example.example_id, lengths, columns]).encode()
-        self._digest.update(len(header).to_bytes(8, "little") + header)
-        for array in arrays.values():
-            self._digest.update(array.astype("<i4").tobytes())
+        self._digest.update(_spell(example, example.columns))
 
     def hexdigest(self) -> str:
         """The digest of what was taken in so far."""
         return self._digest.hexdigest()
+
+
+def digest_example(example: Example) -> bytes:
+    """The content of one example in 16 bytes: its id, tokens, documents, targets, labels, columns.
+
+    A column without a value is as one that is not there.
+    """
+    known = {name: value for name, value in example.columns.items() if value is not None}
+    return hashlib.blake2b(_spell(example, known), digest_size=CONTENT_BYTES).digest()
+
+
+def _spell(example: Example, columns: Mapping[str, Any]) -> bytes:
+    """One sequence of bytes for one example, whose end can be told from what follows."""
+    arrays = {name: getattr(example, name) for name in _ARRAYS}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    header = canonical_json([example.example_id, lengths, dict(columns)]).encode()
+    numbers = b"".join(array.astype("<i4").tobytes() for array in arrays.values())
+    return len(header).to_bytes(8, "little") + header + numbers
 
 
 def _update(digest: Any, tensor: Tensor) -> None:

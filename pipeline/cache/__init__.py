@@ -6,6 +6,7 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
+from pipeline.cache.contents import digest_set
 from pipeline.cache.documents import require_same
 from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.index import RowRuns, hash_id
@@ -43,6 +44,7 @@ __all__ = [
     "TargetsSpec",
     "TeacherCache",
     "VectorType",
+    "digest_set",
     "epoch_order",
     "group_rows",
     "hash_id",

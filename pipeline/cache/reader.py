@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.chunks import CHUNK_ROWS
+from pipeline.cache.contents import read_contents
 from pipeline.cache.groups import MOST_GROUPS, group_rows, read_groups
 from pipeline.cache.hidden import LazySignals
 from pipeline.cache.index import (
@@ -36,6 +37,7 @@ from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
 from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
+from pipeline.identity import CONTENT_BYTES, digest_example
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
 _ORDER_ROWS = 1024  # rows of an order that a stream asks for at a time
@@ -117,6 +119,22 @@ class TeacherCache:
 
     def __contains__(self, example_id: object) -> bool:
         return isinstance(example_id, str) and self._find(example_id) is not None
+
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """[n, 16] uint8, the content of each row's example (see `digest_example`).
+
+        A cache that was written without them is passed over.
+        """
+        found = read_contents(self.path, len(self))
+        if found is not None:
+            return found
+        joined = b"".join(digest_example(self[row]) for row in range(len(self)))
+        return np.frombuffer(joined, np.uint8).reshape(len(self), CONTENT_BYTES)
+
+    def content(self, row: int) -> bytes:
+        """The content of one row's example, 16 bytes."""
+        return bytes(self.contents[row])
 
     def ids(self, split: str | None = None) -> Iterator[str]:
         """The ids, in stored order, of all examples or of one split."""

@@ -2,7 +2,7 @@
 
     add(example) -- check --> waiting -- when there are enough --> record batch --> rows.arrow
                                  hidden -- when a file is full --> chunks --> hidden.zarr
-    commit() -- fsync --> shard.json
+    commit() -- contents.arrow, fsync --> shard.json
 
 Memory holds one record batch and, of each signal, one file's worth of vectors.
 """
@@ -17,6 +17,7 @@ import google_crc32c
 import pyarrow as pa
 
 from pipeline.cache.codecs import Ranking
+from pipeline.cache.contents import write_contents
 from pipeline.cache.hidden import HiddenWriter
 from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo
@@ -31,6 +32,7 @@ from pipeline.cache.rows import (
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
+from pipeline.identity import digest_example
 from pipeline.runs import write_json
 
 # A record batch is what a random read decodes and what the writer holds in memory. Only an example
@@ -49,6 +51,7 @@ class ShardWriter:
         self._waiting: list[CachedExample] = []
         self._batches: list[tuple[int, int, int]] = []
         self._ids = hashlib.sha256()
+        self._contents: list[bytes] = []
         self._info = {"index": index, "first_row": index * draft.shard_examples}
         self._counts = {"examples": 0, "targets": 0, "features": 0, "tokens": 0}
         self._ranking: Ranking | None = None
@@ -80,6 +83,7 @@ class ShardWriter:
         self._waiting_entries += entries
         self._hidden.append(example.hidden)
         self._ids.update(f"{example.example_id}\n".encode())
+        self._contents.append(digest_example(example))
         self._counts["examples"] += 1
         self._counts["targets"] += len(example.targets)
         self._counts["features"] += count_features(example, self._draft)
@@ -100,6 +104,7 @@ class ShardWriter:
         self._rows.close()
         self._sink.close()
         self._hidden.close()
+        write_contents(self._folder, self._contents)
         files = sorted(file for file in self._folder.rglob("*") if file.is_file())
         sync_tree(self._folder)
         info = ShardInfo(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache import output_head
+from pipeline.cache.contents import join_contents
 from pipeline.cache.documents import require_same
 from pipeline.cache.groups import group_rows, write_groups
 from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
@@ -130,6 +131,8 @@ class CacheWriter:
         if "split" in self.draft.columns:
             write_split(self.path, self._column("split"))
         self._write_groups()
+        folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
+        join_contents(self.path, folders)
         manifest = self._make_manifest()
         sync_tree(self.path / Path(SPLIT).parent)
         content = {"version": manifest.version} | manifest.model_dump(mode="json")

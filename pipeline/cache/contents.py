@@ -1,0 +1,66 @@
+"""What stands in each row, by content: 16 bytes for an example, whatever cache it is in.
+
+    example -- digest_example --> shards/NNNNN/contents.arrow -- joined --> index/contents.arrow
+
+Equal contents are equal examples: ids, tokens, documents, targets, labels and carried columns. What
+the teacher said of them is no part of it. So whoever compares two data sets, or a data set and a
+cache, reads no example.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.cache.index import read_table, write_table
+from pipeline.errors import CacheError
+from pipeline.identity import CONTENT_BYTES
+
+CONTENTS = "contents.arrow"
+_INDEX = f"index/{CONTENTS}"
+
+
+def write_contents(folder: Path, contents: Sequence[bytes]) -> None:
+    """Write those of a shard's rows, in order, into its folder."""
+    values = pa.array(contents, pa.binary(CONTENT_BYTES))
+    write_table(folder / CONTENTS, pa.table({"content": values}))
+
+
+def join_contents(path: Path, shards: Iterable[Path]) -> None:
+    """Write index/contents.arrow of a cache from the folders of its shards, in order; nothing where
+    a shard was written before there were contents."""
+    folders = list(shards)
+    if not all((folder / CONTENTS).is_file() for folder in folders):
+        return
+    tables = [read_table(folder / CONTENTS) for folder in folders]
+    write_table(path / _INDEX, pa.concat_tables(tables).combine_chunks())
+
+
+def read_contents(path: Path, count: int) -> np.ndarray | None:
+    """Map index/contents.arrow into memory: [count, 16] uint8; None for a cache written before it.
+
+    Raises:
+        CacheError: it is damaged, or of another cache.
+    """
+    if not (path / _INDEX).is_file():
+        return None
+    column = read_table(path / _INDEX)["content"].combine_chunks()
+    if column.type != pa.binary(CONTENT_BYTES) or len(column) != count:
+        raise CacheError(
+            f"{path / _INDEX}: holds {len(column):,} values of type {column.type}, expected"
+            f" {count:,} of {CONTENT_BYTES} bytes; copy the cache again"
+        )
+    taken: np.ndarray = np.frombuffer(column.buffers()[1], np.uint8, count * CONTENT_BYTES)
+    return taken.reshape(count, CONTENT_BYTES)
+
+
+def digest_set(contents: np.ndarray) -> str:
+    """One digest for a set of examples, whatever their order: of the sorted contents.
+
+    Args:
+        contents: [n, 16] uint8.
+    """
+    rows = np.ascontiguousarray(contents).view(f"V{CONTENT_BYTES}")[:, 0]
+    return hashlib.blake2b(np.sort(rows).tobytes(), digest_size=32).hexdigest()
