@@ -1,14 +1,22 @@
-"""The JSON files of a cache: read, validated, and compared field by field."""
+"""The JSON files of a cache: read, validated, and compared field by field.
+
+What a newer Stillroom may have written is either passed over or refused, never guessed at: a new
+key at the top is optional, unless `requires` names it or `version` is higher; below the top every
+key says how numbers are read, so that an unknown one is refused.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from pipeline.config import Model, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
+
+VERSION: Literal[1] = 1
+KNOWN: frozenset[str] = frozenset()  # what `requires` may name; a later addition joins here
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -26,16 +34,36 @@ def read_json(file: Path) -> dict[str, Any]:
     return raw
 
 
-def parse_document(model: type[Model], raw: dict[str, Any], file: Path) -> Model:
-    """Validate what `read_json` read.
+def parse_document(
+    model: type[Model], raw: dict[str, Any], file: Path, *, whole: bool = False
+) -> Model:
+    """Validate what `read_json` read, without the keys at its top that nobody knows yet.
+
+    Args:
+        whole: refuse those too: what is to be continued must be understood to the last key.
 
     Raises:
-        CacheError: the first thing wrong.
+        CacheError: a newer format, or the first thing wrong.
     """
+    _require_known(raw, file)
+    known = {name: value for name, value in raw.items() if whole or name in model.model_fields}
     try:
-        return parse_config(model, raw, str(file))
+        return parse_config(model, known, str(file))
     except (ConfigError, ValidationError) as error:
         raise CacheError(f"{error}; the file is damaged, cache the teacher again") from error
+
+
+def _require_known(raw: Mapping[str, Any], file: Path) -> None:
+    remedy = "install a newer Stillroom, or cache the teacher again with this one"
+    version, requires = raw.get("version"), raw.get("requires", [])
+    if isinstance(version, int) and version > VERSION:
+        raise CacheError(
+            f"{file}: cache format {version}, this Stillroom reads up to {VERSION}; {remedy}"
+        )
+    unknown = [name for name in requires if name not in KNOWN] if isinstance(requires, list) else []
+    if unknown or not isinstance(requires, list):
+        found = _show(unknown[0] if unknown else requires)
+        raise CacheError(f"{file}: requires {found}, which this Stillroom does not know; {remedy}")
 
 
 def require_same(

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
-from pipeline.cache.documents import parse_document, read_json
+from pipeline.cache.documents import VERSION, parse_document, read_json
 from pipeline.cache.fidelity import Fidelity
 from pipeline.cache.signals import Signal, optional
 from pipeline.cache.targets_spec import TargetsSpec
@@ -21,7 +21,6 @@ from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
 from pipeline.positions import Positions
 
-VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 
@@ -162,19 +161,12 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise CacheError(f"{path}: {_describe_absence(path)}")
-    raw = read_json(file)
-    version = raw.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise CacheError(
-            f"{path}: cache format {version}, this Stillroom reads up to {VERSION}; install a newer"
-            " Stillroom, or cache the teacher again with this one"
-        )
-    return parse_document(Manifest, raw, file)
+    return parse_document(Manifest, read_json(file), file)
 
 
 def read_draft(path: Path) -> Draft:
-    """Read <cache>/draft.json."""
-    return parse_document(Draft, read_json(path / DRAFT), path / DRAFT)
+    """Read <cache>/draft.json, every key of it: it is what the other shards are written by."""
+    return parse_document(Draft, read_json(path / DRAFT), path / DRAFT, whole=True)
 
 
 def read_shard(folder: Path) -> ShardInfo:
