@@ -130,12 +130,16 @@ def compare_command(
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished student.")],
+    source: Annotated[Path, typer.Argument(help="The folder of a finished student, or a cache.")],
     format: Annotated[
-        str, typer.Option(help="transformers, int8, onnx or sentence-transformers.")
-    ] = "transformers",
+        str | None,
+        typer.Option(
+            help="transformers, int8, onnx or sentence-transformers; parquet or jsonl of a cache."
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where it goes; RUN/exports/FORMAT where left out.")
+        Path | None,
+        typer.Option(help="Where it goes; RUN/exports/FORMAT or CACHE.FORMAT where left out."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Weights of a transformers folder: bfloat16, float16.")
@@ -153,15 +157,25 @@ def export_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With --push: list what would be sent.")
     ] = False,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Of a cache: the hidden states too.")
+    ] = False,
 ) -> None:
-    """Write a finished student in a form to deploy, and print what that lost.
+    """Write a finished student in a form to deploy, or a cache as a plain file.
 
     Example: stillroom export runs/demo/kd --format int8
     """
     from stages.export import export, print_export, publish
+    from stages.export_cache import export_cache, is_cache
 
     console = Console()
-    done = export(run, format, output, dtype, split, licence, push)
+    if is_cache(source):
+        given = {"--dtype": dtype, "--split": split, "--licence": licence, "--push": push}
+        _refuse_options(f"{source} is a cache", {name for name, value in given.items() if value})
+        export_cache(source, format or "parquet", output, hidden, console)
+        return
+    _refuse_options(f"{source} is no cache", {"--hidden"} if hidden else set())
+    done = export(source, format or "transformers", output, dtype, split, licence, push)
     print_export(done, console)
     if push is not None:
         publish(done.folder, push, private, dry_run, console)
@@ -242,6 +256,11 @@ def find_config(kind: str, name: str) -> Path:
             f"{name}: neither a file nor a shipped {kind} config{did_you_mean(name, shipped)}"
         )
     return shipped[name]
+
+
+def _refuse_options(why: str, given: set[str]) -> None:
+    if given:
+        raise ConfigError(f"{why}; leave out {', '.join(sorted(given))}")
 
 
 def main() -> None:

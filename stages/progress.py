@@ -21,12 +21,12 @@ from pipeline.teacher import Spool
 _LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
-class WritingProgress:
-    """Rows that a teacher has written texts for, percent and time left."""
+class RowProgress:
+    """Rows that are done, percent and time left."""
 
-    def __init__(self, console: Console, rows: int) -> None:
+    def __init__(self, console: Console, verb: str, rows: int) -> None:
         self._bar = Progress(
-            TextColumn("generating"),
+            TextColumn(verb),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -37,7 +37,7 @@ class WritingProgress:
         )
         self._task = self._bar.add_task("", total=rows)
 
-    def __enter__(self) -> "WritingProgress":
+    def __enter__(self) -> "RowProgress":
         self._bar.start()
         return self
 

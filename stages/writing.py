@@ -11,7 +11,7 @@ from pipeline.identity import digest_json
 from pipeline.sources import DataConfig, Rows
 from pipeline.tasks import Task
 from pipeline.tasks.generation import Writer
-from stages.progress import WritingProgress
+from stages.progress import RowProgress
 
 _FILE = "generated.jsonl"  # until the cache holds the texts
 
@@ -39,7 +39,7 @@ def write_targets(
     """
     decided = {**key, "task": task.model_dump(mode="json"), "data": rows.digest}
     file, seed = cache / _FILE, int(key["seed"])
-    with WritingProgress(console, len(rows)) as bar:
+    with RowProgress(console, "generating", len(rows)) as bar:
         write_texts(rows, task, model, tokenizer, file, digest_json(decided), seed, bar.advance)
     return generated_rows(rows, task, file)
 

@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"sampling", "accounts"},
     {
         *("arguments", "batches", "capture", "crossing", "curve", "evaluation"),
-        *("export", "freezing", "generating", "joining", "lessons", "loader"),
+        *("exchange", "export", "freezing", "generating", "joining", "lessons", "loader"),
         *("lockstep", "optimizing", "outputs", "reading", "resuming", "staging"),
         *("teachers", "terms", "trainer", "training"),
     },

@@ -23,7 +23,7 @@ from pipeline.examples import CachedExample
 from pipeline.positions import pick_positions
 from pipeline.targets import UNLABELLED, Targets
 
-_TYPES: dict[ColumnType, Any] = {
+COLUMN_TYPES: dict[ColumnType, Any] = {
     "string": pa.large_string(),
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -59,7 +59,9 @@ def make_schema(draft: Draft) -> Any:
             f"column {min(taken)!r}: the cache has a column of that name itself; carry it under"
             " another name"
         )
-    return pa.schema(own + [pa.field(name, _TYPES[kind]) for name, kind in draft.columns.items()])
+    return pa.schema(
+        own + [pa.field(name, COLUMN_TYPES[kind]) for name, kind in draft.columns.items()]
+    )
 
 
 def count_features(example: CachedExample, draft: Draft) -> int:
@@ -259,6 +261,6 @@ def _list_array(values: Any, counts: Sequence[int]) -> Any:
 def _carried_array(name: str, kind: ColumnType, examples: Sequence[CachedExample]) -> Any:
     values = [example.columns[name] for example in examples]
     try:
-        return pa.array(values, _TYPES[kind])
+        return pa.array(values, COLUMN_TYPES[kind])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"column {name!r}: holds a value that is no {kind} ({error})") from error
