@@ -6,6 +6,8 @@ tokenizer, weights, examples, any JSON value -> blake2b or sha256, in hexadecima
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,21 @@ _SPECIAL_TOKENS = (
     "pad_token",
     "cls_token",
     "mask_token",
+)
+
+# Of tokenizer_config.json: where a tokenizer lies, and what only decides how ids are put together.
+_UNREAD_SETTINGS = (
+    "name_or_path",
+    "tokenizer_class",
+    "auto_map",
+    "processor_class",
+    "is_local",
+    "local_files_only",
+    "backend",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
 )
 
 
@@ -49,23 +66,50 @@ def digest_tokenizer(tokenizer: Any) -> str:
     Args:
         tokenizer: a transformers tokenizer.
     """
+    return digest_json(_describe_tokenizer(tokenizer))
+
+
+def digest_tokenizer_parts(tokenizer: Any) -> dict[str, str]:
+    """The digest of each part of a tokenizer, to tell in which of them two differ."""
+    described = _describe_tokenizer(tokenizer)
+    rules = described.pop("model")
+    model = rules.pop("model", {})  # the vocabulary of a fast one, its merges and how it cuts
+    parts = described | rules | (model if isinstance(model, Mapping) else {})
+    return {name: digest_json(part) for name, part in parts.items()}
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer in Python: its class stands for its rules
-        model: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    if backend is None:
+        model = _describe_python(tokenizer)
     else:
         model = json.loads(backend.to_str())
         model.pop("truncation", None)
         model.pop("padding", None)
-    special = {name: _text(getattr(tokenizer, name, None)) for name in _SPECIAL_TOKENS}
-    added = {str(index): str(token) for index, token in tokenizer.added_tokens_decoder.items()}
-    return digest_json(
-        {
-            "model": model,
-            "special": special,
-            "added": added,
-            "chat_template": getattr(tokenizer, "chat_template", None),
-        }
-    )
+    return {
+        "model": model,
+        "special": {name: _text(getattr(tokenizer, name, None)) for name in _SPECIAL_TOKENS},
+        "added": {str(index): str(t) for index, t in tokenizer.added_tokens_decoder.items()},
+        "chat_template": getattr(tokenizer, "chat_template", None),
+    }
+
+
+def _describe_python(tokenizer: Any) -> dict[str, Any]:
+    """A tokenizer in Python: its class stands for its rules, what it saves for all that they read,
+    as merges, the model of sentencepiece and settings (lower case, dropout, ...)."""
+    found: dict[str, Any] = {
+        "class": type(tokenizer).__name__,
+        "vocabulary": tokenizer.get_vocab(),
+    }
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content: Any = _blake2b(file.read_bytes())
+            if file.name == "tokenizer_config.json":
+                settings = json.loads(file.read_text(encoding="utf-8"))
+                content = {k: v for k, v in settings.items() if k not in _UNREAD_SETTINGS}
+            found[file.relative_to(folder).as_posix()] = content
+    return found
 
 
 def digest_weights(model: nn.Module) -> str:

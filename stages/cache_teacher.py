@@ -27,11 +27,13 @@ from pipeline.teacher import (
     Teacher,
     TeacherConfig,
     describe_files,
+    describe_writing,
     load_settings,
     load_tokenizer,
     require_isolation,
 )
 from stages.drafting import (
+    continue_draft,
     make_draft,
     require_same_content,
     require_same_settings,
@@ -80,7 +82,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     task = _with_labels(config.task, rows)
     tokenizer = load_tokenizer(config.teacher)
     task = task.complete(load_settings(config.teacher), tokenizer)
-    if (output / "manifest.json").is_file():
+    if all((output / name).is_file() for name in ("manifest.json", "config.yaml")):
         manifest = require_same_content(config, task, rows, tokenizer)
         console.print(
             f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
@@ -95,7 +97,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
         _check_fit(teacher, task, tokenizer, spool)
         spec = _capture_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
-        writer = CacheWriter(output, draft)
+        writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher))
         (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tokenizer.save_pretrained(output / "tokenizer")
         if teacher.head is not None and spec.head:
@@ -131,8 +133,8 @@ def _let_write(
     if not lets_write(task, config.data):
         return None, rows
     teacher = _load_teacher(config, task, tokenizer)
-    key = {"teacher": config.teacher.model_dump(mode="json"), "seed": config.seed}
-    key |= {"files": describe_files(config.teacher), **tokenizer_identity(tokenizer)}
+    writes = {**teacher.identity(), "generation": describe_writing(teacher.model)}
+    key = {"teacher": writes, "tokenizer": tokenizer_identity(tokenizer), "seed": config.seed}
     return teacher, write_targets(config.output, task, rows, tokenizer, teacher.model, key, console)
 
 

@@ -6,29 +6,62 @@ A setting that changes no number is free to change from session to session; ever
 compared by content, so that no shard of one question stands among the shards of another.
 """
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.cache import Draft, Identity, Manifest, read_manifest, require_same
+from pipeline.cache import (
+    DRAFT,
+    MANIFEST,
+    Draft,
+    Identity,
+    Manifest,
+    read_draft,
+    read_manifest,
+    require_same,
+)
 from pipeline.capture import CaptureLog
-from pipeline.identity import digest_tokenizer
+from pipeline.config import canonical_json
+from pipeline.errors import StillroomError
+from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
+from pipeline.runs import write_json
 from pipeline.sentences import pooled_width
 from pipeline.sources import Rows
 from pipeline.tasks import Task
-from pipeline.teacher import CaptureSpec, Spool, Teacher, describe_files
+from pipeline.teacher import (
+    CaptureSpec,
+    Spool,
+    Teacher,
+    TeacherConfig,
+    describe_files,
+    describe_writing,
+    load_tokenizer,
+    read_settings,
+)
 from stages.hidden import make_signals, require_rows, require_targets
+from stages.writing import lets_write
 
 if TYPE_CHECKING:
     from stages.cache_teacher import CacheConfig
 
-# How a capture runs, not what it keeps: free to change from session to session.
+# Free to change from session to session, and why:
 _FREE: Any = {
-    "output": True,
-    "batch": True,
-    "data": {"licence"},
-    "teacher": {"device", "device_map", "attn_implementation", "licence"},
+    "output": True,  # a cache does not know where it lies
+    "batch": True,  # which examples are asked together: rounding alone
+    # Where the rows come from: they are compared themselves. What is told of them: no number.
+    "data": {"source", "files", "options", "licence"},
+    # Where the model lies: weights and settings are compared themselves. Device and way to compute
+    # attention: rounding alone; a dtype that they bring along is part of the model.
+    "teacher": {
+        *("model", "revision", "licence"),
+        *("device", "device_map", "attn_implementation"),
+    },
 }
+_LATER = ("code", "head", "generation")  # of a teacher: caches from before do not tell it
+_SETTINGS = "teacher.json"  # in the cache's folder: to tell which of them differs
 _REMEDY = "Cache into another output, or go back to those settings"
 
 
@@ -67,7 +100,7 @@ def make_draft(
             data={**rows.description, "digest": rows.digest},
             preprocessing={"digest": spool.digest, "seed": config.seed},
             tokenizer=tokenizer_identity(tokenizer),
-            teacher=teacher.identity(),
+            teacher=_teacher_identity(config, task, teacher),
         ),
         task=task.settle(teacher.model).model_dump(mode="json"),
         targets=config.targets.resolve(teacher.num_classes),
@@ -111,10 +144,78 @@ def require_same_content(config: "CacheConfig", task: Task, rows: Rows, tokenize
     """
     manifest = read_manifest(config.output)
     cached = manifest.identity
-    require_same(config.output, cached.data, {**rows.description, "digest": rows.digest}, _REMEDY)
-    require_same(config.output, cached.tokenizer, tokenizer_identity(tokenizer), _REMEDY)
+    asked = {**rows.description, "digest": rows.digest}
+    _require_same_data(config.output, cached.data, asked)
+    _require_same_tokenizer(config.output, cached.tokenizer, tokenizer)
     log = CaptureLog.read(config.output / "capture.json")
     if not log.teacher_files or log.teacher_files != describe_files(config.teacher):
         teacher = Teacher.load(config.teacher, task, task.num_classes(tokenizer))
-        require_same(config.output, cached.teacher, teacher.identity(), _REMEDY)
+        found = _teacher_identity(config, task, teacher)
+        _require_same_teacher(config.output, cached.teacher, found, teacher)
     return manifest
+
+
+def continue_draft(output: Path, draft: Draft, tokenizer: Any, teacher: Teacher) -> Draft:
+    """The draft as the cache in the folder was begun with it, where there is one.
+
+    What differs harmlessly stays as it was begun: the bytes do not tell who went on.
+
+    Raises:
+        MismatchError: it was begun with other data, another tokenizer or teacher.
+    """
+    begun: Draft | None = None
+    if (output / MANIFEST).is_file():
+        begun = read_manifest(output)
+    elif (output / DRAFT).is_file():
+        begun = read_draft(output)
+    if begun is None:
+        settings = json.loads(canonical_json(read_settings(teacher.model)))
+        write_json(output / _SETTINGS, settings)
+        return draft
+    cached, asked = begun.identity, draft.identity
+    _require_same_data(output, cached.data, asked.data)
+    _require_same_tokenizer(output, cached.tokenizer, tokenizer)
+    _require_same_teacher(output, cached.teacher, asked.teacher, teacher)
+    same = {"data": cached.data, "teacher": cached.teacher}
+    return draft.model_copy(update={"identity": asked.model_copy(update=same)})
+
+
+def _teacher_identity(config: "CacheConfig", task: Task, teacher: Teacher) -> dict[str, Any]:
+    """A teacher by content; where it writes texts too, with how it writes them."""
+    if not lets_write(task, config.data):
+        return teacher.identity()
+    return {**teacher.identity(), "generation": digest_json(describe_writing(teacher.model))}
+
+
+def _require_same_data(output: Path, cached: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Rows of one digest are the same rows, wherever they come from."""
+    if cached["digest"] != asked["digest"]:
+        require_same(output, {"data": cached}, {"data": asked}, _REMEDY)
+
+
+def _require_same_tokenizer(output: Path, cached: Mapping[str, Any], tokenizer: Any) -> None:
+    asked = tokenizer_identity(tokenizer)
+    if cached == asked:
+        return
+    old: Mapping[str, Any] = cached
+    try:
+        stored = load_tokenizer(TeacherConfig(model=str(output / "tokenizer")))
+    except StillroomError:
+        stored = None
+    if stored is not None and digest_tokenizer(stored) == cached["digest"]:
+        old = {**cached, **digest_tokenizer_parts(stored)}
+        asked |= digest_tokenizer_parts(tokenizer)
+    require_same(output, {"tokenizer": old}, {"tokenizer": asked}, _REMEDY)
+
+
+def _require_same_teacher(
+    output: Path, cached: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teacher
+) -> None:
+    known = {k: v for k, v in asked.items() if k in cached or k not in _LATER}
+    old, file = dict(cached), output / _SETTINGS
+    if old.get("config") != known["config"] and file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if digest_json(settings) == old.get("config"):
+            old["config"] = settings
+            known["config"] = json.loads(canonical_json(read_settings(teacher.model)))
+    require_same(output, {"teacher": old}, {"teacher": known}, _REMEDY)

@@ -11,9 +11,12 @@ from pipeline.cache.documents import require_same
 from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.manifest import (
+    DRAFT,
+    MANIFEST,
     Draft,
     Identity,
     Manifest,
+    read_draft,
     read_manifest,
 )
 from pipeline.cache.order import EpochOrder, epoch_order
@@ -28,6 +31,8 @@ from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "CODECS",
+    "DRAFT",
+    "MANIFEST",
     "MOST_GROUPS",
     "PROJECTIONS",
     "STREAM_BLOCK",
@@ -50,6 +55,7 @@ __all__ = [
     "hash_id",
     "locate",
     "read_bases",
+    "read_draft",
     "read_head",
     "read_manifest",
     "require_same",

@@ -134,7 +134,8 @@ def describe_files(config: TeacherConfig) -> dict[str, Any]:
     """
     folder = Path(config.model).expanduser()
     if folder.is_dir():
-        stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        stats = {path.relative_to(folder).as_posix(): path.stat() for path in files}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
     return {"commit": Path(found).parent.name} if isinstance(found, str) else {}

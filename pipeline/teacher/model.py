@@ -20,9 +20,9 @@ from pipeline.attention import model_depth, watch_attention
 from pipeline.errors import ConfigError, ModelError
 from pipeline.examples import Example
 from pipeline.heads import OutputHead, head_input
-from pipeline.identity import digest_json, digest_weights
 from pipeline.targets import Targets
 from pipeline.teacher.captured import Captured
+from pipeline.teacher.content import describe_model
 from pipeline.teacher.keeping import CaptureSpec, keep_states, select, send
 from pipeline.teacher.loading import TeacherConfig, load_model
 from pipeline.teacher.packing import drop_unknown
@@ -35,7 +35,6 @@ _LOG = logging.getLogger(__name__)
 # for; an allocation above 32 MB is mapped afresh every time.
 _CPU_CHUNK, _CPU_BLOCK = 1 << 22, 1 << 20
 _GPU_CHUNK = 1 << 26
-_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache", "architectures")
 
 
 class Asked(Protocol):
@@ -125,17 +124,8 @@ class Teacher:
         return twin
 
     def identity(self) -> dict[str, Any]:
-        """What the model is by content, JSON values; `digest` is that of its weights."""
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
-        return {
-            "digest": digest_weights(self.model),
-            "config": digest_json(config),
-            "architecture": type(self.model).__name__,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "layers": self.num_layers,
-            "width": self.width,
-        }
+        """What the model is by content, JSON values; see `describe_model`."""
+        return {**describe_model(self.model), "layers": self.num_layers, "width": self.width}
 
     def name_layers(self, layers: Sequence[int]) -> dict[str, int]:
         """Signal names `layer.<i>` and indices of chosen layers; negative ones count from the last.
