@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.cache import TeacherCache
 from pipeline.errors import DataError
 from pipeline.examples import CachedExample, Example
+from pipeline.safe_loading import open_tokenizer
 from pipeline.tasks import Task
 
 
@@ -48,7 +49,5 @@ class JoinedExamples:
 
 
 def load_tokenizer(cache: TeacherCache) -> Any:
-    """The tokenizer of a cache's teacher."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(cache.tokenizer_path)
+    """The tokenizer of a cache's teacher; see `open_tokenizer`."""
+    return open_tokenizer(cache.tokenizer_path)

@@ -7,6 +7,7 @@ after it (1_Pooling, 2_Dense, 3_Normalize), as sentence-transformers writes and 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ Pooling = Literal["mean", "cls"]
 HEAD = "sentence_head"  # the attribute of a model that holds its head
 
 _MODULES = "modules.json"
+_FOLDER = re.compile(r"\w[\w.-]*")  # a name of strangers: not a path that leads elsewhere
 _PREFIX = "sentence_transformers.models."
 _MODES: dict[str, Pooling] = {  # by their names, older and later
     "mean_tokens": "mean",
@@ -73,16 +75,19 @@ class SentenceHead(nn.Module):
         found = _find(name, _MODULES, revision)
         if found is None:
             return cls()
-        modules = json.loads(found.read_text(encoding="utf-8"))
         head = cls()
-        for module in modules[1:]:
-            kind = str(module["type"]).rpartition(".")[2]
-            if kind not in _READERS:
+        try:
+            modules = json.loads(found.read_text(encoding="utf-8"))
+            named = [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in modules[1:]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ModelError(f"{name}: its {_MODULES} is damaged; copy the model again") from error
+        for kind, path in named:
+            if kind not in _READERS or not _FOLDER.fullmatch(path):
                 raise ModelError(
-                    f"{name}: has a module {kind} after its transformer; expected"
-                    f" {', '.join(_READERS)}"
+                    f"{name}: has a module {kind} in {path!r} after its transformer; expected"
+                    f" {', '.join(_READERS)}, each in a folder of the model's own"
                 )
-            _READERS[kind](head, name, str(module["path"]), revision)
+            _READERS[kind](head, name, path, revision)
         return head
 
     def save(self, folder: Path, width: int, max_length: int | None = None) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
+_LONGEST = 4000  # letters of an error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -272,7 +273,11 @@ def _guarded(run: Callable[[], None]) -> None:
     try:
         run()
     except StillroomError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from pipeline.report.text import show_running
+
+        # A message may quote what strangers wrote, which must not reach a terminal as it is.
+        line = show_running(" ".join(str(error).split()))
+        print(f"error: {line[:_LONGEST]}{'…' * (len(line) > _LONGEST)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

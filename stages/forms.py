@@ -25,6 +25,7 @@ from pipeline.export import (
     save_onnx,
     write_settings,
 )
+from pipeline.safe_loading import NO_CODE
 from pipeline.sentences import SentenceHead
 from pipeline.student.key_values import without_cache
 from pipeline.tasks import Task
@@ -61,7 +62,9 @@ def _export_int8(run: FinishedRun, folder: Path, dtype: str | None) -> Saved:
     task, model = run.reading.task, run.load()
     total = model.num_parameters()
     task.save(model, folder)
-    bare = getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32)
+    bare = getattr(transformers, task.auto_class).from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, **NO_CODE
+    )
     drop_weights(folder)
     count = save_int8(bare, task.auto_class, folder)
     opened = load_int8(folder)

@@ -29,6 +29,7 @@ from pipeline.report.contents import (
 from pipeline.report.rows import ABSENT, format_bytes
 from pipeline.report.survey import survey_examples
 from pipeline.report.text import show_invisible, show_running
+from pipeline.safe_loading import open_tokenizer
 from stages.naming import name_teacher
 
 SAMPLE_EXAMPLES = 512  # enough for percentiles; a whole large cache would take hours to read
@@ -197,10 +198,7 @@ def _read(cache: TeacherCache, rows: np.ndarray) -> Iterator[CachedExample]:
 
 
 def _load_speller(cache: TeacherCache) -> tuple[Spell, Any]:
-    # transformers takes seconds to import, and only the example view needs it.
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_path)
+    tokenizer = open_tokenizer(cache.tokenizer_path)
 
     def spell(token: int) -> str:
         piece = tokenizer.convert_ids_to_tokens(token) or f"<{token}>"

@@ -1,5 +1,6 @@
 """What people call the teacher of a cache; its manifest knows it by content alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,35 @@ import yaml
 
 from pipeline.cache import TeacherCache
 
+_MOST_BYTES = 2**20
+_TOLD = {"teacher": ("model", "licence"), "data": ("source", "licence")}
+
 
 def name_teacher(cache: TeacherCache) -> str | None:
     """The last part of its folder or hub name; None where the cache does not tell it."""
-    config = read_cache_config(cache)
-    return Path(config["teacher"]["model"]).expanduser().resolve().name if config else None
+    model = read_cache_config(cache).get("teacher", {}).get("model")
+    return None if model is None else Path(model).expanduser().resolve().name
 
 
-def read_cache_config(cache: TeacherCache) -> dict[str, Any]:
-    """The config that a cache was made by; empty where it is not told."""
+def read_cache_config(cache: TeacherCache) -> dict[str, dict[str, str]]:
+    """What the config that a cache was made by calls its teacher and its data.
+
+    It came with the cache, so that anybody may have written it: no more is read of it than these
+    texts, and one that makes no sense tells nothing.
+    """
     file = cache.path / "config.yaml"
-    if not file.is_file():
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
         return {}
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return config
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return {section: _pick(config, section, names) for section, names in _TOLD.items()}
+
+
+def _pick(config: Any, section: str, names: Sequence[str]) -> dict[str, str]:
+    found = config.get(section) if isinstance(config, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    texts = {name: found[name] for name in names if isinstance(found.get(name), str)}
+    return {name: text for name, text in texts.items() if text.isprintable()}

@@ -23,6 +23,7 @@ from pipeline.losses.labels import CrossEntropy
 from pipeline.losses.numbers import LabelMSE
 from pipeline.resuming import check_run_folder, finish_run
 from pipeline.runs import Result
+from pipeline.safe_loading import NO_CODE
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.staging import TrainingStage
 from pipeline.student import FromScratch, Origin, add_adapters, build_student, name_labels
@@ -148,9 +149,9 @@ def _tokenizer(config: TrainTeacherConfig, rows: Rows) -> Any:
     if config.tokenizer is not None:
         return _train_tokenizer(config.tokenizer, rows, masks=config.task.name == "masked-lm")
     if isinstance(config.model, FromScratch):
-        return transformers.AutoTokenizer.from_pretrained(config.model.architecture)
+        return transformers.AutoTokenizer.from_pretrained(config.model.architecture, **NO_CODE)
     try:
-        return transformers.AutoTokenizer.from_pretrained(config.model.model)
+        return transformers.AutoTokenizer.from_pretrained(config.model.model, **NO_CODE)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{config.model.model}: has no tokenizer ({first})") from error

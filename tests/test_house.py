@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"targets", "metrics", "text_metrics"},
     {"config", "examples", "runs"},
-    {"identity", "positions", "scores", "sentences"},
+    {"identity", "positions", "safe_loading", "scores", "sentences"},
     {"heads"},
     {"sources", "attention", "losses.base", "tasks.base"},
     {"cache", "losses", "tasks", "teacher", "student", "report"},

@@ -73,7 +73,7 @@ def test_a_dense_layer_acts_as_its_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "pooling", "message"),
     [
-        (("Pooling", "LSTM"), {"pooling_mode_mean_tokens": True}, "has a module LSTM after its"),
+        (("Pooling", "LSTM"), {"pooling_mode_mean_tokens": True}, "has a module LSTM in"),
         (("Pooling",), {"pooling_mode_max_tokens": True}, "pools by max_tokens; expected the mean"),
         (("Pooling",), {"pooling_mode": "lasttoken"}, "pools by lasttoken; expected the mean"),
         (("Pooling",), {}, "pools by nothing; expected the mean"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import transformers
 
+from pipeline.safe_loading import NO_CODE
+
 _COPIED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
     *("modules.json", "sentence_bert_config.json", "[0-9]_*"),  # of a sentence encoder
@@ -43,7 +45,7 @@ def write_settings(folder: Path) -> None:
 
 def copy_tokenizer(run: Path, folder: Path) -> None:
     """Write the run's tokenizer, as transformers writes it."""
-    transformers.AutoTokenizer.from_pretrained(run).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(run, **NO_CODE).save_pretrained(folder)
 
 
 def weight_bytes(folder: Path) -> int:

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 import pipeline.student  # noqa: F401  (registers hashed-bag with the Auto classes)
 from pipeline.errors import ModelError
+from pipeline.safe_loading import NO_CODE
 
 FILE = "int8.safetensors"  # not model.safetensors: transformers would take the integers for weights
 _VERSION = "1"
@@ -142,14 +143,18 @@ def load_int8(name: str | Path) -> transformers.PreTrainedModel:
     except (OSError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: holds no int8 student ({first})") from error
+    about = about or {}
     if about.get("version") != _VERSION:
         raise ModelError(
             f"{name}: int8 format {about.get('version')}, this Stillroom reads {_VERSION};"
             " export the student again"
         )
-    config = transformers.AutoConfig.from_pretrained(str(name))
+    auto_class = about.get("auto_class", "")
+    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
+        raise ModelError(f"{name}: int8 of {auto_class!r}, expected a class AutoModel...")
+    config = transformers.AutoConfig.from_pretrained(str(name), **NO_CODE)
     with torch.random.fork_rng(devices=[]):  # weights that are replaced at once
-        model = getattr(transformers, about["auto_class"]).from_config(config).float().eval()
+        model = getattr(transformers, auto_class).from_config(config).float().eval()
     quantize(
         model, {k.removesuffix(".weight") for k, t in tensors.items() if t.dtype == torch.int8}
     )

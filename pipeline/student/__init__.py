@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from pipeline.errors import ConfigError, ModelError, did_you_mean
+from pipeline.safe_loading import NO_CODE
 from pipeline.sentences import head_of
 from pipeline.student.bag import HashedBagConfig
 from pipeline.student.loading import load_model, set_dropout
@@ -171,7 +172,9 @@ def own_tokenizer(origin: StudentOrigin) -> Any:
             )
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(origin.model, revision=origin.revision)
+        return transformers.AutoTokenizer.from_pretrained(
+            origin.model, revision=origin.revision, **NO_CODE
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{origin.model}: has no tokenizer ({first})") from error

@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.safe_loading import NO_CODE, require_safetensors
 from pipeline.student.probing import require_causal
 from pipeline.tasks.base import Task
 
@@ -31,8 +32,9 @@ def load_model(
         ModelError: it is missing, of another architecture, or has too few classes.
     """
     auto = getattr(transformers, task.auto_class)
+    require_safetensors(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
         if dropout is not None:
             set_dropout(config, dropout)
         if (labels := task.num_labels()) is not None:
@@ -44,6 +46,8 @@ def load_model(
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            use_safetensors=True,
+            **NO_CODE,
         )
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]

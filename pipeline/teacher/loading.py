@@ -13,6 +13,7 @@ from transformers.utils.hub import try_to_load_from_cache
 
 from pipeline.config import StrictModel
 from pipeline.errors import ModelError
+from pipeline.safe_loading import require_safetensors
 
 
 class TeacherConfig(StrictModel):
@@ -84,7 +85,12 @@ def load_model(
             labels are not those of the data.
     """
     _check_folder(config)
-    arguments: dict[str, Any] = {"dtype": config.dtype, "device_map": config.device_map}
+    require_safetensors(config.model)
+    arguments: dict[str, Any] = {
+        "dtype": config.dtype,
+        "device_map": config.device_map,
+        "use_safetensors": True,
+    }
     if config.attn_implementation is not None:
         arguments["attn_implementation"] = config.attn_implementation
     factory = getattr(transformers, auto_class)
