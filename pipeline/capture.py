@@ -9,7 +9,6 @@ every core asks a batch of its own; a GPU is asked by one thread, which runs ahe
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 
 from pipeline.cache import CacheWriter
+from pipeline.cache.checksums import sum_files
+from pipeline.cache.documents import read_json, write_sealed
 from pipeline.examples import CachedExample, Example
-from pipeline.runs import write_json
 from pipeline.tasks.base import Batch
 from pipeline.teacher import (
     Background,
@@ -62,8 +62,11 @@ class CaptureLog:
         Args:
             path: capture.json.
             teacher_files: those of a new session, in place of the recorded ones.
+
+        Raises:
+            CacheError: it is damaged.
         """
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        raw = read_json(path) if path.is_file() else {}
         recorded = raw.get("teacher_files", {})
         files = recorded if teacher_files is None else teacher_files
         return cls(path, files, raw.get("sessions", []))
@@ -73,13 +76,14 @@ class CaptureLog:
         return float(sum(session[name] for session in self.sessions))
 
     def save(self) -> None:
-        """Write the sessions and their sums."""
+        """Write the sessions and their sums, and the checksum of the config they ran with."""
         times = {name: self.total(name) for name in ("seconds", "forward_seconds")}
         counts = {name: int(self.total(name)) for name in ("tokens", "targets", "examples")}
         last = self.sessions[-1]
         kept = {name: last[name] for name in ("bytes", "device", "dtype", "workers", "threads")}
         content = {**times, **counts, **kept, "sessions": self.sessions}
-        write_json(self.path, {**content, "teacher_files": self.teacher_files})
+        content["files"] = sum_files(self.path.parent, "config.yaml")
+        write_sealed(self.path, {**content, "teacher_files": self.teacher_files})
 
     def summarise(self, cache: Path, size: int) -> str:
         """One line about a finished capture of `size` bytes."""

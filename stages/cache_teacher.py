@@ -118,6 +118,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
                 log=log,
                 progress=bar.advance,
             ).run()
+        log.save()
         manifest = writer.finish()
         forget_targets(output)
     finally:

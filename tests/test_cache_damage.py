@@ -21,6 +21,7 @@ from cache_examples import (
 )
 
 from pipeline.cache import TeacherCache
+from pipeline.cache.documents import write_sealed
 from pipeline.cache.index import hash_id
 from pipeline.errors import CacheError
 
@@ -49,7 +50,7 @@ def test_what_is_no_cache_is_told_from_what_is_missing(tmp_path):
 
 def change_manifest(path: Path, **changes: object) -> None:
     raw = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(raw | changes))
+    write_sealed(path / "manifest.json", raw | changes)
 
 
 def test_a_newer_format_is_refused(copy):
@@ -212,3 +213,46 @@ def test_unknown_ids_and_splits_are_refused(whole, tmp_path):
     write_cache(tmp_path, bare, [replace(make_example(0, bare), columns={})])
     with pytest.raises(CacheError, match="carries no column 'split'"):
         TeacherCache.open(tmp_path).split_indices("train")
+
+
+def flip(file: Path, rng: np.random.Generator) -> None:
+    content = bytearray(file.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(bytes(content))
+
+
+def test_one_flipped_bit_of_the_manifest_is_always_refused(copy):
+    file = copy / "manifest.json"
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        flip(file, rng)
+        with pytest.raises(CacheError, match=r"manifest\.json"):
+            TeacherCache.open(copy)
+        file.write_bytes(good)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda file, _: file.unlink()])
+def test_what_stands_beside_the_shards_is_compared_before_it_is_read(copy, damage):
+    rng = np.random.default_rng(0)
+    columns = sorted((copy / "index/columns").iterdir())
+    for file in (copy / "index/split.arrow", *columns):
+        damage(file, rng)
+    cache = TeacherCache.open(copy)
+    assert_same(cache[0], make_example(0, DRAFT))
+    with pytest.raises(CacheError, match=r"index/split\.arrow: .*verify --repair"):
+        cache.split_indices("train")
+    for column in DRAFT.columns:
+        with pytest.raises(CacheError, match=r"index/columns/\w+\.arrow: .*verify --repair"):
+            cache.group(column)
+
+
+def test_a_damaged_tokenizer_is_not_handed_out(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    file = tmp_path / "tokenizer/tokenizer.json"
+    file.write_text("{}")
+    write_cache(tmp_path, make_draft(4))
+    assert TeacherCache.open(tmp_path).tokenizer_path == tmp_path / "tokenizer"
+    flip(file, np.random.default_rng(0))
+    with pytest.raises(CacheError, match=r"tokenizer\.json: fails its checksum"):
+        _ = TeacherCache.open(tmp_path).tokenizer_path

@@ -19,7 +19,7 @@ from pipeline.errors import CacheError
 from pipeline.identity import CONTENT_BYTES
 
 CONTENTS = "contents.arrow"
-_INDEX = f"index/{CONTENTS}"
+CONTENTS_INDEX = f"index/{CONTENTS}"
 
 
 def write_contents(folder: Path, contents: Sequence[bytes]) -> None:
@@ -35,7 +35,7 @@ def join_contents(path: Path, shards: Iterable[Path]) -> None:
     if not all((folder / CONTENTS).is_file() for folder in folders):
         return
     tables = [read_table(folder / CONTENTS) for folder in folders]
-    write_table(path / _INDEX, pa.concat_tables(tables).combine_chunks())
+    write_table(path / CONTENTS_INDEX, pa.concat_tables(tables).combine_chunks())
 
 
 def read_contents(path: Path, count: int) -> np.ndarray | None:
@@ -44,12 +44,12 @@ def read_contents(path: Path, count: int) -> np.ndarray | None:
     Raises:
         CacheError: it is damaged, or of another cache.
     """
-    if not (path / _INDEX).is_file():
+    if not (path / CONTENTS_INDEX).is_file():
         return None
-    column = read_table(path / _INDEX)["content"].combine_chunks()
+    column = read_table(path / CONTENTS_INDEX)["content"].combine_chunks()
     if column.type != pa.binary(CONTENT_BYTES) or len(column) != count:
         raise CacheError(
-            f"{path / _INDEX}: holds {len(column):,} values of type {column.type}, expected"
+            f"{path / CONTENTS_INDEX}: holds {len(column):,} values of type {column.type}, expected"
             f" {count:,} of {CONTENT_BYTES} bytes; copy the cache again"
         )
     taken: np.ndarray = np.frombuffer(column.buffers()[1], np.uint8, count * CONTENT_BYTES)

@@ -1,10 +1,13 @@
-"""The JSON files of a cache: read, validated, and compared field by field.
+"""The JSON files of a cache: sealed, read, validated, and compared field by field.
+
+    {..., "checksum": "000…0"} -- sha256 of these bytes, in place of the zeros --> write_sealed
 
 What a newer Stillroom may have written is either passed over or refused, never guessed at: a new
 key at the top is optional, unless `requires` names it or `version` is higher; below the top every
 key says how numbers are read, so that an unknown one is refused.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,23 +17,45 @@ from pydantic import ValidationError
 
 from pipeline.config import Model, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
+from pipeline.runs import write_bytes
+
+SEAL = "checksum"
+_REMEDY = "mend it with `stillroom verify --repair`, or cache the teacher again"
+_BLANK = b"0" * 64
 
 VERSION: Literal[1] = 1
 KNOWN: frozenset[str] = frozenset()  # what `requires` may name; a later addition joins here
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with the checksum of its own bytes, there whole or not at all."""
+    sealed = {**content, SEAL: _BLANK.decode()}
+    text = (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
+    before, _, after = text.rpartition(_BLANK)
+    write_bytes(file, before + hashlib.sha256(text).hexdigest().encode() + after)
+
+
+def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
+    """Read a JSON object, and compare its checksum, which is left out, with its bytes.
+
+    Args:
+        require_seal: refuse a file without a checksum, as those of before it are.
 
     Raises:
         CacheError: missing, damaged, or no object.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+        raw = json.loads(content.decode("utf-8"))
     except (OSError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
+        raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
     if not isinstance(raw, dict):
-        raise CacheError(f"{file}: holds no object; cache the teacher again")
+        raise CacheError(f"{file}: holds no object; {_REMEDY}")
+    if SEAL in raw or require_seal:
+        checksum = str(raw.pop(SEAL, None)).encode("ascii", "replace")
+        blank = content.replace(checksum, _BLANK) if len(checksum) == len(_BLANK) else b""
+        if hashlib.sha256(blank).hexdigest().encode() != checksum:
+            raise CacheError(f"{file}: cannot be read (it fails its checksum); {_REMEDY}")
     return raw
 
 

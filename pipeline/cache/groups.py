@@ -27,7 +27,7 @@ def write_groups(path: Path, column: str, groups: Mapping[str, RowRuns]) -> None
         "first_row": np.concatenate([rows.starts for rows in groups.values()]),
         "rows": np.concatenate([rows.counts for rows in groups.values()]),
     }
-    write_table(_find_index(path, column), pa.table(table))
+    write_table(path / name_index(column), pa.table(table))
 
 
 def read_groups(path: Path, column: str) -> dict[str, RowRuns] | None:
@@ -36,7 +36,7 @@ def read_groups(path: Path, column: str) -> dict[str, RowRuns] | None:
     Raises:
         CacheError: the file is damaged.
     """
-    file = _find_index(path, column)
+    file = path / name_index(column)
     if not file.is_file():
         return None
     table = read_table(file)
@@ -107,9 +107,10 @@ def locate(rows: RowRuns, chosen: RowRuns) -> RowRuns:
     return RowRuns(places[shared], (ends - pieces)[shared])
 
 
-def _find_index(path: Path, column: str) -> Path:
+def name_index(column: str) -> str:
+    """The path of a column's index in the cache."""
     # By hash: any text may name a column, and not every file system tells "lang" from "Lang".
-    return path / "index" / "columns" / f"{hash_id(column):016x}.arrow"
+    return f"index/columns/{hash_id(column):016x}.arrow"
 
 
 def _edges(runs: RowRuns) -> np.ndarray:

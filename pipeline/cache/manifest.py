@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
-from pipeline.cache.documents import VERSION, parse_document, read_json
+from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
 from pipeline.cache.fidelity import Fidelity
 from pipeline.cache.signals import Signal, optional
 from pipeline.cache.targets_spec import TargetsSpec
@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 
 Digested = dict[str, JsonValue]
+Files = dict[str, tuple[int, str]]
 ColumnType = Literal["string", "int64", "float64", "bool", "strings"]
 
 
@@ -109,7 +110,7 @@ class ShardInfo(StrictModel):
     batches: list[tuple[int, int, int, int]]
     ids: str
     frequent_ids: str
-    files: dict[str, tuple[int, str]]
+    files: Files
     fidelity: dict[str, Fidelity] = optional({})
 
     @property
@@ -136,6 +137,8 @@ class Manifest(Draft):
             those of its files. So the manifest is as small for 10^5 shards as for one.
         projections, head: sha256 of projections.safetensors and head.safetensors, None without.
         fidelity: see `ShardInfo`.
+        files: path -> [bytes, sha256] of what stands outside of shards/, the tokenizer too; empty
+            in caches that were written before it.
     """
 
     version: Literal[1] = VERSION
@@ -144,11 +147,13 @@ class Manifest(Draft):
     head: str | None = optional()
     fidelity: dict[str, Fidelity] = optional({})
     totals: Totals
+    files: Files = optional({})
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON: two caches with one digest hold the same bytes."""
-        text = canonical_json(self.model_dump(mode="json"))
+        """sha256 of the canonical JSON but for `files`: two caches with one digest hold the same
+        bytes, whatever index and tokenizer stand beside them."""
+        text = canonical_json(self.model_dump(mode="json", exclude={"files"}))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -161,7 +166,16 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise CacheError(f"{path}: {_describe_absence(path)}")
-    return parse_document(Manifest, read_json(file), file)
+    raw = read_json(file)
+    if "files" in raw:  # as old as the checksum, which therefore must be there
+        raw = read_json(file, require_seal=True)
+    return parse_document(Manifest, raw, file)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write <cache>/manifest.json, which makes the cache whole."""
+    content = {"version": manifest.version} | manifest.model_dump(mode="json")
+    write_sealed(path / MANIFEST, content)
 
 
 def read_draft(path: Path) -> Draft:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache.checksums import require_listed
 from pipeline.cache.chunks import CHUNK_ROWS
-from pipeline.cache.contents import read_contents
-from pipeline.cache.groups import MOST_GROUPS, group_rows, read_groups
+from pipeline.cache.contents import CONTENTS_INDEX, read_contents
+from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
 from pipeline.cache.hidden import LazySignals
 from pipeline.cache.index import (
+    SPLIT,
     RowRuns,
     find_rows,
     find_split,
@@ -55,6 +57,7 @@ class TeacherCache:
         self.path = path
         self.manifest = manifest
         self._state = Opened()
+        self._checked: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> "TeacherCache":
@@ -67,7 +70,8 @@ class TeacherCache:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The folder of the teacher's tokenizer."""
+        """The folder of the teacher's tokenizer, its files compared with the manifest."""
+        self._require("tokenizer/")
         return self.path / "tokenizer"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,6 +130,7 @@ class TeacherCache:
 
         A cache that was written without them is passed over.
         """
+        self._require(CONTENTS_INDEX)
         found = read_contents(self.path, len(self))
         if found is not None:
             return found
@@ -154,6 +159,7 @@ class TeacherCache:
         if column not in self.manifest.columns:
             hint = did_you_mean(column, self.manifest.columns)
             raise CacheError(f"{self.path}: carries no column {column!r}{hint}")
+        self._require(name_index(column))
         groups = read_groups(self.path, column)
         if groups is None:
             groups = group_rows(self._column(column))
@@ -174,6 +180,7 @@ class TeacherCache:
             raise CacheError(
                 f"{self.path}: carries no column 'split'; cache the teacher again with it"
             )
+        self._require(SPLIT)
         rows = find_split(self.path, split)
         if not len(rows):
             known = list_splits(self.path)
@@ -209,6 +216,12 @@ class TeacherCache:
                 places = order[start:stop:world_size]
             for row in (places if indices is None else indices[places]).tolist():
                 yield self[row]
+
+    def _require(self, prefix: str) -> None:
+        """Compare the files below a prefix with the manifest, the first time that they are read."""
+        if prefix not in self._checked:
+            require_listed(self.path, self.manifest.files, prefix)
+            self._checked.add(prefix)
 
     @property
     def _opened(self) -> Opened:

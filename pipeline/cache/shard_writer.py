@@ -16,10 +16,11 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from pipeline.cache.checksums import sum_files
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.contents import write_contents
+from pipeline.cache.documents import write_sealed
 from pipeline.cache.hidden import HiddenWriter
-from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Draft, ShardInfo
 from pipeline.cache.projection import Bases
 from pipeline.cache.rows import (
@@ -33,7 +34,6 @@ from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example
-from pipeline.runs import write_json
 
 # A record batch is what a random read decodes and what the writer holds in memory. Only an example
 # that alone has more entries gets a larger one.
@@ -105,7 +105,6 @@ class ShardWriter:
         self._sink.close()
         self._hidden.close()
         write_contents(self._folder, self._contents)
-        files = sorted(file for file in self._folder.rglob("*") if file.is_file())
         sync_tree(self._folder)
         info = ShardInfo(
             **self._info,
@@ -113,13 +112,10 @@ class ShardWriter:
             batches=list(_sum_batches(self._folder / ROWS, self._batches)),
             ids=self._ids.hexdigest(),
             frequent_ids=str(self._ranking or ""),
-            files={
-                file.relative_to(self._folder).as_posix(): (file.stat().st_size, hash_file(file))
-                for file in files
-            },
+            files=sum_files(self._folder),
             fidelity=self._hidden.fidelity,
         )
-        write_json(self._folder / SHARD, info.model_dump(mode="json"))
+        write_sealed(self._folder / SHARD, info.model_dump(mode="json"))
         sync_folder(self._folder)
         sync_folder(self._folder.parent)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache import output_head
+from pipeline.cache.checksums import sum_files
 from pipeline.cache.contents import join_contents
-from pipeline.cache.documents import require_same
+from pipeline.cache.documents import require_same, write_sealed
 from pipeline.cache.groups import group_rows, write_groups
-from pipeline.cache.index import SPLIT, hash_file, write_ids, write_shards, write_split
+from pipeline.cache.index import hash_file, write_ids, write_shards, write_split
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -28,6 +29,7 @@ from pipeline.cache.manifest import (
     read_draft,
     read_manifest,
     read_shard,
+    write_manifest,
 )
 from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
@@ -39,7 +41,9 @@ from pipeline.cache.shards import (
     shard_folder,
 )
 from pipeline.errors import CacheError, DataError
-from pipeline.runs import write_json
+
+# What stands beside the shards: folders, and files that reached the disk when they were written.
+_OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
 
 
 class CacheWriter:
@@ -66,7 +70,7 @@ class CacheWriter:
         self.draft = draft
         begun = self._read_begun()
         if begun is None:
-            write_json(path / DRAFT, draft.model_dump(mode="json"))
+            write_sealed(path / DRAFT, draft.model_dump(mode="json"))
         else:
             remedy = "Cache the teacher again into another folder, or go back to those settings"
             require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
@@ -134,9 +138,10 @@ class CacheWriter:
         folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
         join_contents(self.path, folders)
         manifest = self._make_manifest()
-        sync_tree(self.path / Path(SPLIT).parent)
-        content = {"version": manifest.version} | manifest.model_dump(mode="json")
-        write_json(self.path / MANIFEST, content)
+        for folder in (self.path / part for part in _OUTSIDE):
+            if folder.is_dir():
+                sync_tree(folder)
+        write_manifest(self.path, manifest)
         (self.path / DRAFT).unlink(missing_ok=True)
         sync_folder(self.path)
         return manifest
@@ -184,13 +189,15 @@ class CacheWriter:
         for folder in folders:
             info = read_shard(folder)
             totals = {name: total + getattr(info, name) for name, total in totals.items()}
+        shards = write_shards(self.path, (hash_file(folder / SHARD) for folder in folders))
         return Manifest(
             **_dump_draft(self.draft),
-            shards=write_shards(self.path, (hash_file(folder / SHARD) for folder in folders)),
+            shards=shards,
             projections=_hash(self.path / FILE),
             head=_hash(self.path / output_head.FILE),
             fidelity=read_shard(folders[0]).fidelity,
             totals=Totals(**totals),
+            files=sum_files(self.path, *_OUTSIDE),
         )
 
 
