@@ -110,6 +110,7 @@ class Capture:
         workers: batches that are asked at a time.
         seed: of the tail draws.
         log: told after every shard.
+        require_place: called before a shard is committed; raises where another process took over.
         progress: told the tokens of every batch that was asked, and the bytes that are safe.
     """
 
@@ -122,6 +123,7 @@ class Capture:
     workers: int
     seed: int
     log: CaptureLog
+    require_place: Callable[[], None]
     progress: Callable[[int, int], None]
 
     def run(self) -> None:
@@ -235,6 +237,7 @@ class _Sink:
                     tokens += len(example.input_ids)
                     targets += len(example.targets)
                     shard.add(example)
+                self._capture.require_place()
             self._note(index, tokens, targets)
 
     def _note(self, index: int, tokens: int, targets: int) -> None:

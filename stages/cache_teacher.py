@@ -8,6 +8,8 @@ that are missing; a finished one is compared with what is asked for and left as 
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from rich.console import Console
 from pipeline.attention import name_attention
 from pipeline.cache import CacheWriter, TargetsSpec, write_head
 from pipeline.cache.codecs import Lossless
+from pipeline.cache.locks import Occupant, occupy
 from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
@@ -82,12 +85,30 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
     task = _with_labels(config.task, rows)
     tokenizer = load_tokenizer(config.teacher)
     task = task.complete(load_settings(config.teacher), tokenizer)
-    if all((output / name).is_file() for name in ("manifest.json", "config.yaml")):
-        manifest = require_same_content(config, task, rows, tokenizer)
-        console.print(
-            f"{output}: stands already, {manifest.totals.examples:,} examples; kept", soft_wrap=True
-        )
-        return output
+    tell = partial(console.print, soft_wrap=True)
+    with ExitStack() as stack:
+        if not _stands(output):
+            # Without a lock where it stands: a finished cache may be on a disk that is read only.
+            here = stack.enter_context(occupy(output, "cache-teacher", tell=tell))
+        if _stands(output):
+            manifest = require_same_content(config, task, rows, tokenizer)
+            found = f"stands already, {manifest.totals.examples:,} examples; kept"
+            tell(f"{output}: {found}")
+        else:
+            _capture(config, task, rows, tokenizer, here, console)
+    return output
+
+
+def _stands(cache: Path) -> bool:
+    """Without its config.yaml a cache is compared with the whole draft."""
+    return all((cache / name).is_file() for name in ("manifest.json", "config.yaml"))
+
+
+def _capture(
+    config: CacheConfig, task: Task, rows: Rows, tokenizer: Any, here: Occupant, console: Console
+) -> None:
+    """Ask the teacher about whatever is missing, and finish the cache."""
+    output = config.output
     teacher, asked = _let_write(config, task, rows, tokenizer, console)
     spool = Spool.write(
         output / "examples.arrow", task.examples(asked, tokenizer, config.data.carry)
@@ -116,15 +137,16 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
                 workers=workers,
                 seed=config.seed,
                 log=log,
+                require_place=here.require,
                 progress=bar.advance,
             ).run()
         log.save()
+        here.require()
         manifest = writer.finish()
         forget_targets(output)
     finally:
         spool.close()
     console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)
-    return output
 
 
 def _let_write(

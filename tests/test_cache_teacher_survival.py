@@ -24,6 +24,7 @@ from small_teachers import (
 )
 
 from pipeline.cache import TeacherCache
+from pipeline.cache.locks import occupy
 from pipeline.errors import (
     CacheError,
     NumericalError,
@@ -99,10 +100,27 @@ def test_a_killed_capture_continues_to_the_same_bytes(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (config.output / "manifest.json").exists()
+    assert (config.output / "locks").is_dir()
     cache_teacher(config, progress=False)
+    assert not (config.output / "locks").exists()
     whole = make_config(tmp_path / "whole", teacher, rows, **settings)
     cache_teacher(whole, progress=False)
     assert read_files(config.output) == read_files(whole.output)
+
+
+def test_a_second_capture_is_refused_and_harms_nothing(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    config = make_config(tmp_path, teacher, data)
+    with (
+        occupy(config.output, "cache-teacher"),
+        pytest.raises(CacheError, match=r"has been at work there since .* --share"),
+    ):
+        cache_teacher(config, progress=False)
+    assert not list(config.output.iterdir())
+    cache_teacher(config, progress=False)
+    with occupy(config.output, "verify --repair"):  # one that stands is only read
+        cache_teacher(config, progress=False)
 
 
 def test_numbers_that_are_not_finite_stop_the_stage_and_name_the_example(

@@ -1,0 +1,138 @@
+"""A process that works on a cache, and whether it still lives.
+
+On its own machine the process id tells, with the time at which the process began, since ids are
+used again. Elsewhere its heartbeat tells: it rewrites its file every ten seconds with a number one
+higher. Whoever waits compares what it reads with what it read before, so the clocks of two machines
+need not agree.
+"""
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 60.0  # without a heartbeat
+BEATS = 6  # in that time
+_ABANDONED_SECONDS = 3600.0  # so old by the clock that nobody needs to watch it
+
+
+def find_machine() -> str:
+    """Of one boot of one machine, and of one space of process ids in it."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who works on a cache.
+
+    Attributes:
+        token: of this piece of work, never used again.
+        host, process: for whoever reads a message; since: when it began, for the same.
+        purpose: the command.
+        shared: whether it shares the cache's shards with others.
+        admitted: false while it waits at the gate, and when it has left.
+        machine: tells machines and containers of one host name apart.
+        started: when the process began, as the machine counts; empty where it does not say.
+        beat: how many heartbeats there were; seen: seconds since 1970 at the last one.
+    """
+
+    token: str
+    purpose: str
+    shared: bool
+    admitted: bool = False
+    host: str = field(default_factory=socket.gethostname)
+    process: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    machine: str = field(default_factory=find_machine)
+    started: str = field(default_factory=lambda: _find_start(os.getpid()) or "")
+    beat: int = 0
+    seen: float = field(default_factory=time.time)
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Owner | None":
+        """Read what `dump` gave; None where it is damaged."""
+        try:
+            return cls(**json.loads(content))
+        except (ValueError, TypeError):
+            return None
+
+    def dump(self) -> bytes:
+        """The content of its file."""
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+    def alive(self, **changes: Any) -> "Owner":
+        """The same, one heartbeat later."""
+        return replace(self, beat=self.beat + 1, seen=time.time(), **changes)
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} (stillroom {self.purpose})"
+
+
+class Witness:
+    """Remembers when others last gave a sign of life."""
+
+    def __init__(self, patience: float) -> None:
+        """Begin to listen.
+
+        Args:
+            patience: seconds without a heartbeat after which a process counts as dead.
+        """
+        self._machine = find_machine()
+        self._patience = patience
+        self._heard: dict[str, tuple[int, float, bool]] = {}
+
+    def is_alive(self, owner: Owner) -> bool | None:
+        """Whether a process still lives; None where only time will tell."""
+        if owner.machine == self._machine:
+            runs = _runs(owner)
+            if runs is not None:
+                return runs
+        elif time.time() - owner.seen > _ABANDONED_SECONDS:
+            return False
+        return self.hears(owner.token, owner.beat)
+
+    def hears(self, token: str, beat: int) -> bool | None:
+        """Note a number; whether it moves: False where it has not for as long as we wait."""
+        now = time.monotonic()
+        before, since, moved = self._heard.get(token, (beat, now, False))
+        if before != beat:
+            since, moved = now, True
+        self._heard[token] = (beat, since, moved)
+        if now - since > self._patience:
+            return False
+        return True if moved else None
+
+
+def _runs(owner: Owner) -> bool | None:
+    """Whether a process of this machine runs; None where the machine does not say."""
+    if Path("/proc/self/stat").is_file():
+        return _find_start(owner.process) == owner.started
+    if os.name != "posix":
+        return None
+    try:
+        os.kill(owner.process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True if owner.process == os.getpid() else None  # another may have got its id
+
+
+def _find_start(process: int) -> str | None:
+    """When a process began, in the ticks of the machine; None where it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # a name may hold spaces and brackets
+    return None if fields[0] in ("Z", "X") else fields[19]
