@@ -10,16 +10,14 @@ whatever order and however often interrupted.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache import output_head
 from pipeline.cache.checksums import sum_files
-from pipeline.cache.contents import join_contents
 from pipeline.cache.documents import require_same, write_sealed
-from pipeline.cache.groups import group_rows, write_groups
-from pipeline.cache.index import hash_file, write_ids, write_shards, write_split
+from pipeline.cache.index import hash_file
+from pipeline.cache.indexing import write_index
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -34,12 +32,7 @@ from pipeline.cache.manifest import (
 from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shard_writer import ShardWriter, sync_folder, sync_tree
-from pipeline.cache.shards import (
-    SHARD,
-    find_damage,
-    read_column,
-    shard_folder,
-)
+from pipeline.cache.shards import SHARD, find_damage, shard_folder
 from pipeline.errors import CacheError, DataError
 
 # What stands beside the shards: folders, and files that reached the disk when they were written.
@@ -131,13 +124,7 @@ class CacheWriter:
                 f"{self.path}: {len(missing)} of {self.draft.num_shards} shards are missing, the"
                 f" first is {missing[0]}; run the same command again to continue"
             )
-        write_ids(self.path, self._column("example_id"), self._id_of)
-        if "split" in self.draft.columns:
-            write_split(self.path, self._column("split"))
-        self._write_groups()
-        folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
-        join_contents(self.path, folders)
-        manifest = self._make_manifest()
+        manifest = self._make_manifest(write_index(self.path, self.draft, self.path))
         for folder in (self.path / part for part in _OUTSIDE):
             if folder.is_dir():
                 sync_tree(folder)
@@ -164,32 +151,12 @@ class CacheWriter:
             return False
         return (folder / SHARD).is_file() and find_damage(folder, read_shard(folder)) is None
 
-    def _write_groups(self) -> None:
-        """Index the columns that have few values, so that whoever samples by one reads none."""
-        for name in self.draft.columns:
-            groups = group_rows(self._arrays(name))
-            if groups is not None:
-                write_groups(self.path, name, groups)
-
-    def _arrays(self, name: str) -> Iterator[Any]:
-        folders = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
-        return chain.from_iterable(read_column(folder, name) for folder in folders)
-
-    def _column(self, name: str) -> Iterator[Any]:
-        return chain.from_iterable(array.to_pylist() for array in self._arrays(name))
-
-    def _id_of(self, row: int) -> str:
-        shard, local = divmod(row, self.draft.shard_examples)
-        arrays = read_column(shard_folder(self.path, shard), "example_id")
-        return str(next(islice(chain.from_iterable(arrays), local, None)))
-
-    def _make_manifest(self) -> Manifest:
+    def _make_manifest(self, shards: str) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
         totals = dict.fromkeys(Totals.model_fields, 0)
         for folder in folders:
             info = read_shard(folder)
             totals = {name: total + getattr(info, name) for name, total in totals.items()}
-        shards = write_shards(self.path, (hash_file(folder / SHARD) for folder in folders))
         return Manifest(
             **_dump_draft(self.draft),
             shards=shards,
