@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.cache import Manifest, TeacherCache
+from pipeline.cache import Manifest, TeacherCache, list_sources
 from pipeline.cache.sizes import column_bytes
 from pipeline.errors import CacheError, StillroomError
 from pipeline.metrics import Metric
@@ -25,6 +25,8 @@ from pipeline.report import (
     render_page,
 )
 from pipeline.runs import read_curve, read_result
+
+_TIMED = ("seconds", "forward_seconds")
 
 
 @dataclass(frozen=True)
@@ -182,27 +184,30 @@ def _read_cache(path: Path, digest: str) -> CacheReport | str:
         return str(error) if path.exists() else f"{path} is no longer there"
     if cache.manifest.digest != digest:
         return f"{path} holds another cache now"
-    capture = path / "capture.json"
-    if not capture.is_file():
-        return f"{capture} is missing, so nobody knows how long it took"
-    timing = json.loads(capture.read_text(encoding="utf-8"))
+    timing = dict.fromkeys(_TIMED, 0.0)
+    for source in list_sources(cache):
+        capture = source.cache.path / "capture.json"
+        if not capture.is_file():
+            return f"{capture} is missing, so nobody knows how long it took"
+        took = json.loads(capture.read_text(encoding="utf-8"))
+        # A session that was killed while it wrote its last line is in the cache but not timed.
+        untimed = source.cache.manifest.totals.tokens / max(took["tokens"], 1)
+        timing = {name: timing[name] + took[name] * untimed * source.share for name in _TIMED}
     return _make_cache_report(cache, cache.manifest, timing)
 
 
 def _make_cache_report(
-    cache: TeacherCache, manifest: Manifest, timing: dict[str, Any]
+    cache: TeacherCache, manifest: Manifest, timing: Mapping[str, float]
 ) -> CacheReport:
     totals = manifest.totals
-    # A session that was killed while it wrote its last line is in the cache but not in the timing.
-    untimed = totals.tokens / max(timing["tokens"], 1)
     return CacheReport(
         path=str(cache.path),
         digest=manifest.digest,
         examples=totals.examples,
         tokens=totals.tokens,
         targets=totals.targets,
-        capture_seconds=timing["seconds"] * untimed,
-        forward_seconds=timing["forward_seconds"] * untimed,
+        capture_seconds=timing["seconds"],
+        forward_seconds=timing["forward_seconds"],
         bytes=totals.bytes,
         column_bytes=column_bytes(cache),
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cache import Manifest, Signal, TeacherCache
+from pipeline.cache import CacheView, Manifest, Signal, TeacherCache, list_sources
 from pipeline.cache.sizes import column_bytes
 from pipeline.examples import LANGUAGE_COLUMNS, CachedExample
 from pipeline.report.contents import (
@@ -57,7 +57,7 @@ def inspect(
 def _print_cache(cache: TeacherCache, console: Console) -> None:
     manifest = cache.manifest
     console.print(Text(str(cache.path), style="bold"))
-    facts = {**_identity(manifest), **_contents(manifest), **_count_languages(cache)}
+    facts = {**_identity(manifest), **_contents(cache), **_count_languages(cache)}
     if name := name_teacher(cache):
         facts["teacher"] = f"{name} · {facts['teacher']}"
     console.print(_facts_table(facts))
@@ -123,7 +123,8 @@ def _identity(manifest: Manifest) -> dict[str, str]:
     return {"cache": manifest.digest[:_DIGEST_LETTERS], **facts, "task": _describe(manifest.task)}
 
 
-def _contents(manifest: Manifest) -> dict[str, str]:
+def _contents(cache: TeacherCache) -> dict[str, str]:
+    manifest = cache.manifest
     totals, layout, targets = manifest.totals, manifest.layout, manifest.targets
     kept = f"the {layout.top_k:,} highest of {layout.num_classes:,} classes"
     if layout.top_k == layout.num_classes:
@@ -133,7 +134,7 @@ def _contents(manifest: Manifest) -> dict[str, str]:
     per_token = totals.bytes / max(totals.tokens, 1)
     facts = {
         "examples": f"{totals.examples:,}",
-        "shards": f"{manifest.num_shards:,}",
+        **_list_sources(cache),
         "tokens": f"{totals.tokens:,}",
         "targets": f"{totals.targets:,}, each {kept}{draws}, exact at T = {exact}",
         "size": f"{format_bytes(totals.bytes)}, {per_token:,.1f} bytes per token",
@@ -146,6 +147,17 @@ def _contents(manifest: Manifest) -> dict[str, str]:
     if manifest.label_names:
         facts["labels"] = ", ".join(manifest.label_names)
     return facts
+
+
+def _list_sources(cache: TeacherCache) -> dict[str, str]:
+    """The shards of a cache, or the caches of a view."""
+    if not isinstance(cache, CacheView):
+        return {"shards": f"{cache.manifest.num_shards:,}"}
+    seen = [
+        f"{len(source.rows):,} of {len(source.cache):,} examples of {source.cache.path}"
+        for source in list_sources(cache)
+    ]
+    return {"sees": "; ".join(seen)}
 
 
 def _count_languages(cache: TeacherCache) -> dict[str, str]:

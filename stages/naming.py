@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.cache import TeacherCache
+from pipeline.cache import TeacherCache, list_parts
 
 _MOST_BYTES = 2**20
 _TOLD = {"teacher": ("model", "licence"), "data": ("source", "licence")}
@@ -19,12 +19,12 @@ def name_teacher(cache: TeacherCache) -> str | None:
 
 
 def read_cache_config(cache: TeacherCache) -> dict[str, dict[str, str]]:
-    """What the config that a cache was made by calls its teacher and its data.
+    """What the config that a cache, or a view's first, was made by calls its teacher and data.
 
     It came with the cache, so that anybody may have written it: no more is read of it than these
     texts, and one that makes no sense tells nothing.
     """
-    file = cache.path / "config.yaml"
+    file = list_parts(cache)[0].cache.path / "config.yaml"
     if not file.is_file() or file.stat().st_size > _MOST_BYTES:
         return {}
     try:

@@ -6,7 +6,6 @@ config, cache, model -> losses that fit them, a collator, examples, a length -> 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from pipeline.accounts import Marks
 from pipeline.arguments import training_arguments
 from pipeline.attention import model_depth
 from pipeline.batches import Collator, Selection
-from pipeline.cache import TeacherCache, read_head
+from pipeline.cache import TeacherCache
 from pipeline.crossing import CROSSED, Crossing
 from pipeline.errors import ConfigError, StillroomError
 from pipeline.freezing import Freezing
@@ -114,7 +113,7 @@ def _cross(
 def _introduce(loss: Loss, depth: int, cache: TeacherCache) -> Loss:
     """A loss that knows how many layers student and teacher have, and the teacher's head."""
     known = loss.resolve(depth, count_layers(cache))
-    return known.hear(partial(read_head, cache.path, cache.manifest.head))
+    return known.hear(cache.read_head)
 
 
 def choose_examples(config: "StudentConfig", reading: Reading, losses: Sequence[Loss]) -> Selection:

@@ -27,6 +27,8 @@ from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.signals import Signal
 from pipeline.cache.targets_spec import TargetsSpec
+from pipeline.cache.view import CacheView, list_parts, list_sources, select_rows, write_view
+from pipeline.cache.view_parts import Overlay, Part, all_rows
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [
@@ -36,12 +38,15 @@ __all__ = [
     "MOST_GROUPS",
     "PROJECTIONS",
     "STREAM_BLOCK",
+    "CacheView",
     "CacheWriter",
     "Codec",
     "Draft",
     "EpochOrder",
     "Identity",
     "Manifest",
+    "Overlay",
+    "Part",
     "Projection",
     "RowRuns",
     "ShardWriter",
@@ -49,10 +54,13 @@ __all__ = [
     "TargetsSpec",
     "TeacherCache",
     "VectorType",
+    "all_rows",
     "digest_set",
     "epoch_order",
     "group_rows",
     "hash_id",
+    "list_parts",
+    "list_sources",
     "locate",
     "read_bases",
     "read_draft",
@@ -60,5 +68,7 @@ __all__ = [
     "read_manifest",
     "require_same",
     "require_vectors",
+    "select_rows",
     "write_head",
+    "write_view",
 ]

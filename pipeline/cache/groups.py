@@ -7,7 +7,7 @@ Rows are held as runs, which take little where rows of one value stand together;
 alternate, three numbers for each row.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,26 @@ def locate(rows: RowRuns, chosen: RowRuns) -> RowRuns:
     """
     edges = np.unique(np.concatenate([_edges(rows), _edges(chosen)]))
     pieces, ends = edges[:-1], edges[1:]
-    shared = (_count_before(rows, ends) - _count_before(rows, pieces)) > 0
-    places = _count_before(chosen, pieces)
-    shared &= _count_before(chosen, ends) > places
+    shared = (count_before(rows, ends) - count_before(rows, pieces)) > 0
+    places = count_before(chosen, pieces)
+    shared &= count_before(chosen, ends) > places
     return RowRuns(places[shared], (ends - pieces)[shared])
+
+
+def compose(rows: RowRuns, places: RowRuns) -> RowRuns:
+    """The rows at some places of these rows: `rows[places]`, held as runs all the way."""
+    edges = np.unique(np.concatenate([_edges(places), np.cumsum(rows.counts)]))
+    pieces, ends = edges[:-1], edges[1:]
+    wanted = count_before(places, ends) > count_before(places, pieces)
+    return RowRuns(rows[pieces[wanted]], (ends - pieces)[wanted])
+
+
+def join_runs(parts: Sequence[RowRuns], starts: Sequence[int]) -> RowRuns:
+    """Rows of several parts end to end, each counted on from where its part starts."""
+    none = np.zeros(0, dtype=np.int64)
+    moved = [part.starts + start for part, start in zip(parts, starts, strict=True)]
+    counts = [part.counts for part in parts]
+    return RowRuns(np.concatenate([none, *moved]), np.concatenate([none, *counts]))
 
 
 def name_index(column: str) -> str:
@@ -117,7 +133,7 @@ def _edges(runs: RowRuns) -> np.ndarray:
     return np.concatenate([runs.starts, runs.starts + runs.counts])
 
 
-def _count_before(runs: RowRuns, rows: np.ndarray) -> np.ndarray:
+def count_before(runs: RowRuns, rows: np.ndarray) -> np.ndarray:
     """[n] int64, how many of the runs' rows are smaller than each of these."""
     if not len(runs.starts):
         return np.zeros_like(rows)

@@ -11,6 +11,7 @@ from pipeline.cache.record_batch import Batch
 from pipeline.cache.shards import Shard
 
 _OPEN_SHARDS = 32
+_FEWEST_SHARDS = 4
 _MEMORY = 256 * 2**20
 
 Value = TypeVar("Value")
@@ -54,11 +55,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Opened:
-    """What one process holds open: never shared over a fork, where a lock may be held for ever."""
+    """What one process holds open: never shared over a fork, where a lock may be held for ever.
 
-    def __init__(self) -> None:
+    Args:
+        shared_by: how many caches are read as one and keep no more together than one alone.
+    """
+
+    def __init__(self, shared_by: int = 1) -> None:
         self.forks = Forks.count
         self.lock = threading.RLock()
-        self.shards: Recent[Shard] = Recent(_OPEN_SHARDS, lambda _: 1)
-        self.batches: Recent[Batch] = Recent(_MEMORY, lambda batch: batch.nbytes)
-        self.blocks: Recent[Block] = Recent(_MEMORY, lambda block: block.nbytes)
+        shards, memory = max(_OPEN_SHARDS // shared_by, _FEWEST_SHARDS), _MEMORY // shared_by
+        self.shards: Recent[Shard] = Recent(shards, lambda _: 1)
+        self.batches: Recent[Batch] = Recent(memory, lambda batch: batch.nbytes)
+        self.blocks: Recent[Block] = Recent(memory, lambda block: block.nbytes)

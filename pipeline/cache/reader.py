@@ -33,12 +33,15 @@ from pipeline.cache.index import (
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.opened import Forks, Opened
 from pipeline.cache.order import EpochOrder
+from pipeline.cache.output_head import read_head
 from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
+from pipeline.cache.view_file import is_view
 from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
+from pipeline.heads import OutputHead
 from pipeline.identity import CONTENT_BYTES, digest_example
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
@@ -53,26 +56,41 @@ class TeacherCache:
         manifest: what it holds and what it was made from.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, shared_by: int = 1) -> None:
+        """See `open`; a view's caches share what one may hold open."""
         self.path = path
         self.manifest = manifest
-        self._state = Opened()
+        self._shared_by = shared_by
+        self._state = Opened(shared_by)
         self._checked: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> "TeacherCache":
-        """Open a cache; no shard is touched.
+        """Open a cache or a view of several; no shard is touched.
 
         Raises:
             CacheError: no cache, an unfinished one, a damaged manifest, a newer format.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        folder = Path(path)
+        if is_view(folder):
+            from pipeline.cache.view import open_view  # which is made of caches
+
+            return open_view(folder)
+        return cls(folder, read_manifest(folder))
 
     @property
     def tokenizer_path(self) -> Path:
         """The folder of the teacher's tokenizer, its files compared with the manifest."""
         self._require("tokenizer/")
         return self.path / "tokenizer"
+
+    def read_head(self) -> OutputHead:
+        """The teacher's output head.
+
+        Raises:
+            CacheError: none is kept, or its file is damaged.
+        """
+        return read_head(self.path, self.manifest.head)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TeacherCache.open, (self.path,)
@@ -88,9 +106,7 @@ class TeacherCache:
             IndexError: outside the cache.
             CacheError: damaged, or targets that belong to another text.
         """
-        at = row + len(self) if row < 0 else row
-        if not 0 <= at < len(self):
-            raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
+        at = self._count_up(row)
         index, local = divmod(at, self.manifest.shard_examples)
         batch, inside, key = self._batch(index, local)
         hidden: Mapping[str, torch.Tensor] = {}
@@ -113,7 +129,7 @@ class TeacherCache:
         Raises:
             CacheError: the cache has no such example.
         """
-        row = self._find(example_id)
+        row = self.find_row(example_id)
         if row is None:
             raise CacheError(
                 f"{self.path}: has no example {example_id!r} among its {len(self):,}; read the data"
@@ -122,7 +138,7 @@ class TeacherCache:
         return self[row]
 
     def __contains__(self, example_id: object) -> bool:
-        return isinstance(example_id, str) and self._find(example_id) is not None
+        return isinstance(example_id, str) and self.find_row(example_id) is not None
 
     @cached_property
     def contents(self) -> np.ndarray:
@@ -159,8 +175,7 @@ class TeacherCache:
         if column not in self.manifest.columns:
             hint = did_you_mean(column, self.manifest.columns)
             raise CacheError(f"{self.path}: carries no column {column!r}{hint}")
-        self._require(name_index(column))
-        groups = read_groups(self.path, column)
+        groups = self._read_groups(column)
         if groups is None:
             groups = group_rows(self._column(column))
         if groups is None:
@@ -180,11 +195,10 @@ class TeacherCache:
             raise CacheError(
                 f"{self.path}: carries no column 'split'; cache the teacher again with it"
             )
-        self._require(SPLIT)
-        rows = find_split(self.path, split)
+        rows = self._find_split(split)
         if not len(rows):
-            known = list_splits(self.path)
-            raise CacheError(f"{self.path}: has no split {split!r}{did_you_mean(split, known)}")
+            hint = did_you_mean(split, self._list_splits())
+            raise CacheError(f"{self.path}: has no split {split!r}{hint}")
         return rows
 
     def stream(
@@ -226,7 +240,7 @@ class TeacherCache:
     @property
     def _opened(self) -> Opened:
         if self._state.forks != Forks.count:
-            self._state = Opened()
+            self._state = Opened(self._shared_by)
         return self._state
 
     @cached_property
@@ -237,12 +251,30 @@ class TeacherCache:
     def _digests(self) -> np.ndarray:
         return read_shards(self.path, self.manifest.shards, self.manifest.num_shards)
 
+    def _count_up(self, row: int) -> int:
+        at = row + len(self) if row < 0 else row
+        if not 0 <= at < len(self):
+            raise IndexError(f"{self.path}: row {row} of {len(self):,} examples")
+        return at
+
+    def _read_groups(self, column: str) -> dict[str, RowRuns] | None:
+        self._require(name_index(column))
+        return read_groups(self.path, column)
+
+    def _find_split(self, split: str) -> RowRuns:
+        self._require(SPLIT)
+        return find_split(self.path, split)
+
+    def _list_splits(self) -> list[str]:
+        return list_splits(self.path)
+
     def _column(self, name: str) -> Iterator[Any]:
         for index in range(self.manifest.num_shards):
             self._shard(index)  # checks it
             yield from read_column(shard_folder(self.path, index), name)
 
-    def _find(self, example_id: str) -> int | None:
+    def find_row(self, example_id: str) -> int | None:
+        """The row of an id; None where there is none."""
         for row in find_rows(self._index, example_id):
             index, local = divmod(int(row), self.manifest.shard_examples)
             batch, inside, _ = self._batch(index, local)

@@ -17,25 +17,34 @@ import pyarrow as pa
 from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
+from pipeline.cache.view import list_sources
 
 FRAMING = "(arrow framing)"
 _FILE_HEADER = 8  # "ARROW1" and two bytes of padding, then the stream format
 
 
 def column_bytes(cache: TeacherCache) -> dict[str, int]:
-    """Compressed bytes on disk, over the whole folder of a cache.
+    """Compressed bytes on disk, over the whole folder of a cache; of a view its share of each cache
+    that it sees.
 
     Returns:
         Column of rows.arrow or field of its targets -> bytes; "hidden <signal>" for each signal;
         and in round brackets what is no column: arrow framing, index, tokenizer, projections, other
-        files. The
-        sum is that of all files.
+        files. The sum is that of all files, but for a view's own few.
     """
     sizes: Counter[str] = Counter()
-    for file in sorted(cache.path.rglob("*")):
+    for source in list_sources(cache):
+        for name, size in _sum_folder(source.cache.path).items():
+            sizes[name] += round(size * source.share)
+    return dict(sizes)
+
+
+def _sum_folder(folder: Path) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for file in sorted(folder.rglob("*")):
         if not file.is_file():
             continue
-        parts = file.relative_to(cache.path).parts
+        parts = file.relative_to(folder).parts
         size = file.stat().st_size
         if parts[0] == "shards" and parts[-1] == ROWS:
             columns = _sum_columns(file)
@@ -43,7 +52,7 @@ def column_bytes(cache: TeacherCache) -> dict[str, int]:
             sizes[FRAMING] += size - columns.total()
         else:
             sizes[_purpose(parts)] += size
-    return dict(sizes)
+    return sizes
 
 
 def _purpose(parts: tuple[str, ...]) -> str:

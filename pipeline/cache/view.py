@@ -1,0 +1,226 @@
+"""A view: rows of finished caches read as one cache; nothing is copied.
+
+    view.json -> open_view -> parts, each (cache, rows, overlays) -> CacheView, a TeacherCache
+    cache or view -- list_parts --> parts -- select, or others beside them --> write_view
+
+Parts are caches, never views: a view of a view speaks of the caches below. An overlay says more of
+the same examples, row by row: signals, or targets at more temperatures.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.groups import count_before, join_runs, locate
+from pipeline.cache.index import RowRuns
+from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
+from pipeline.cache.reader import TeacherCache
+from pipeline.cache.view_file import (
+    OverlaySource,
+    PartSource,
+    Source,
+    ViewFile,
+    find_cache,
+    is_view,
+    read_runs,
+    read_view_file,
+    relate,
+    write_runs,
+    write_view_file,
+)
+from pipeline.cache.view_manifest import describe_view
+from pipeline.cache.view_parts import Overlay, Part, Taken, all_rows
+from pipeline.errors import CacheError, MismatchError
+from pipeline.examples import CachedExample
+from pipeline.heads import OutputHead
+
+
+class CacheView(TeacherCache):
+    """Parts of several caches, read-only, with everything that a cache does.
+
+    Attributes:
+        parts: end to end.
+        manifest: of a cache that would hold the same. Its counts beside `examples` are estimates
+            where rows of a cache are left out: that cache's, by the share of rows.
+    """
+
+    def __init__(self, path: Path, parts: Sequence[Part], digest: str) -> None:
+        super().__init__(path, describe_view(path, [part.see() for part in parts], digest))
+        self.parts = tuple(parts)
+        self._ends = list(accumulate(len(part.rows) for part in parts))
+        self._starts = [0, *self._ends[:-1]]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The folder of the teacher's tokenizer."""
+        return self.parts[0].cache.tokenizer_path
+
+    def read_head(self) -> OutputHead:
+        """See `TeacherCache.read_head`."""
+        for source in self.parts[0].cache, *(o.cache for o in self.parts[0].overlays):
+            if source.manifest.head == self.manifest.head is not None:
+                return source.read_head()
+        return super().read_head()
+
+    def __getitem__(self, row: int) -> CachedExample:
+        """See `TeacherCache`."""
+        at = self._count_up(row)
+        number = bisect_right(self._ends, at)
+        return self.parts[number].read(at - self._starts[number])
+
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """See `TeacherCache.contents`."""
+        return np.concatenate([part.cache.contents[part.rows[:]] for part in self.parts])
+
+    def find_row(self, example_id: str) -> int | None:
+        for part, start in zip(self.parts, self._starts, strict=True):
+            row = part.cache.find_row(example_id)
+            if row is None:
+                continue
+            before, after = count_before(part.rows, np.array([row, row + 1])).tolist()
+            if after > before:
+                return int(start + before)
+        return None
+
+    def _column(self, name: str) -> Iterator[Any]:
+        for part in self.parts:
+            first = 0
+            for array in part.cache._column(name):
+                edges = np.array([first, first + len(array)])
+                places = slice(*count_before(part.rows, edges).tolist())
+                if places.stop > places.start:
+                    yield array.take(part.rows[places] - first)
+                first += len(array)
+
+    def _read_groups(self, column: str) -> dict[str, RowRuns] | None:
+        found = [part.cache._read_groups(column) for part in self.parts]
+        known = [groups for groups in found if groups is not None]
+        if len(known) < len(found):
+            return None
+        names = sorted({name for groups in known for name in groups})
+        joined = {name: self._join([groups.get(name) for groups in known]) for name in names}
+        return {name: rows for name, rows in joined.items() if len(rows)}
+
+    def _find_split(self, split: str) -> RowRuns:
+        return self._join([part.cache._find_split(split) for part in self.parts])
+
+    def _list_splits(self) -> list[str]:
+        names = dict.fromkeys(n for part in self.parts for n in part.cache._list_splits())
+        return [name for name in names if len(self._find_split(name))]
+
+    def _join(self, found: Sequence[RowRuns | None]) -> RowRuns:
+        """The view's rows among those found in the cache of each part."""
+        places, starts = [], []
+        for part, rows, start in zip(self.parts, found, self._starts, strict=True):
+            if rows is not None and len(rows):
+                places.append(locate(rows, part.rows))
+                starts.append(start)
+        return join_runs(places, starts)
+
+
+def list_parts(cache: TeacherCache) -> tuple[Part, ...]:
+    """The parts of a view; a cache is one."""
+    return cache.parts if isinstance(cache, CacheView) else (Part(cache, all_rows(cache)),)
+
+
+def list_sources(cache: TeacherCache) -> list[Taken]:
+    """The caches whose files are read, overlays too, with the rows taken; a cache is one."""
+    return [taken for part in list_parts(cache) for taken in (part, *part.overlays)]
+
+
+def select_rows(cache: TeacherCache, rows: RowRuns) -> list[Part]:
+    """Some rows, ascending, of a cache or view, as parts; those that would be empty are left
+    out."""
+    chosen, start = [], 0
+    for part in list_parts(cache):
+        mine = RowRuns(np.array([start]), np.array([len(part.rows)]))
+        places = locate(rows, mine)
+        if len(places):
+            chosen.append(part.select(places))
+        start += len(part.rows)
+    return chosen
+
+
+def open_view(path: Path) -> CacheView:
+    """Open a view and the caches that it speaks of; see `TeacherCache.open`.
+
+    Raises:
+        CacheError: it is damaged, or a cache is missing.
+        MismatchError: a cache is not the one that the view was made of.
+    """
+    view = read_view_file(path)
+    sources = [source for part in view.parts for source in (part, *part.overlays)]
+    folders = {source.path: find_cache(path, source.path) for source in sources}
+    caches = {
+        name: TeacherCache(folder, read_manifest(folder), shared_by=len(folders))
+        for name, folder in folders.items()
+    }
+    take = partial(_take, path, caches)
+    parts = []
+    for part in view.parts:
+        overlays = tuple(Overlay(*take(o), targets=o.targets) for o in part.overlays)
+        parts.append(Part(*take(part), overlays))
+        for overlay in overlays:
+            if len(overlay.rows) != len(parts[-1].rows):
+                raise CacheError(
+                    f"{path}: lays {len(overlay.rows):,} rows of {overlay.cache.path} over"
+                    f" {len(parts[-1].rows):,} of {parts[-1].cache.path}; make the view again"
+                )
+    return CacheView(path, parts, view.digest)
+
+
+def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
+    """Write a view, its view.json last; one that stands already and is the same is kept.
+
+    Raises:
+        CacheError: something else stands there.
+        MismatchError: the parts are not of one kind.
+    """
+    describe_view(path, [part.see() for part in parts], "")
+    for name in (MANIFEST, DRAFT):
+        if (path / name).is_file():
+            raise CacheError(f"{path}: holds a cache ({name}); give the view another folder")
+    entries = [
+        PartSource(
+            **_describe(path, part),
+            overlays=[
+                OverlaySource(**_describe(path, o), targets=o.targets) for o in part.overlays
+            ],
+        )
+        for part in parts
+    ]
+    view = ViewFile(parts=entries)
+    if not is_view(path):
+        write_view_file(path, view)
+    elif read_view_file(path).digest != view.digest:
+        raise CacheError(f"{path}: holds another view; give this one another folder")
+    return open_view(path)
+
+
+def _take(
+    path: Path, caches: dict[str, TeacherCache], source: Source
+) -> tuple[TeacherCache, RowRuns]:
+    cache = caches[source.path]
+    if cache.manifest.digest != source.digest:
+        raise MismatchError(
+            f"{path}: is a view of another cache than stands in {cache.path} now (manifest"
+            f" {cache.manifest.digest[:8]}…, expected {source.digest[:8]}…); put that one back, or"
+            " make the view again"
+        )
+    rows = all_rows(cache) if source.rows is None else read_runs(path, source.rows, len(cache))
+    return cache, rows
+
+
+def _describe(path: Path, taken: Taken) -> dict[str, Any]:
+    whole = len(taken.rows) == len(taken.cache)
+    return {
+        "path": relate(taken.cache.path, path),
+        "digest": taken.cache.manifest.digest,
+        "rows": None if whole else write_runs(path, taken.rows),
+    }

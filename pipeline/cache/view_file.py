@@ -1,0 +1,155 @@
+"""What a view says of itself: rows of which finished caches it is made of.
+
+    view.json -> parts in order, each a cache, the rows taken of it, overlays
+    rows/<sha256>.arrow -> runs of rows
+
+view.json is written last, by rename, after what it speaks of. It holds digests of manifests, which
+hold those of everything else: whoever trusts it need trust no other folder.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
+from pipeline.cache.index import RowRuns, hash_file, read_table
+from pipeline.cache.signals import optional
+from pipeline.config import StrictModel, canonical_json
+from pipeline.errors import CacheError
+from pipeline.runs import write_bytes
+
+VIEW = "view.json"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Source(StrictModel):
+    """Rows of a cache.
+
+    Attributes:
+        path: of the cache, from the view's folder, or a URL.
+        digest: of its manifest.
+        rows: sha256 of rows/<sha256>.arrow; None takes all rows.
+    """
+
+    path: str
+    digest: Sha256
+    rows: Sha256 | None = optional()
+
+
+class OverlaySource(Source):
+    """Rows of a cache that says more of the examples of a part, row by row.
+
+    Attributes:
+        targets: whether its targets take the place of the part's.
+    """
+
+    targets: bool = optional(False)
+
+
+class PartSource(Source):
+    """One part of a view, with its overlays, of which a later one adds to the earlier."""
+
+    overlays: list[OverlaySource] = optional([])
+
+
+class ViewFile(StrictModel):
+    """The content of view.json.
+
+    Attributes:
+        parts: whose rows follow one another.
+    """
+
+    version: Literal[1] = VERSION
+    parts: list[PartSource] = Field(min_length=1)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what is seen through the view, wherever the caches lie."""
+        dump = self.model_dump(mode="json")
+        for part in dump["parts"]:
+            for source in (part, *part.get("overlays", [])):
+                del source["path"]
+        return hashlib.sha256(canonical_json(dump).encode()).hexdigest()
+
+
+def is_view(path: Path) -> bool:
+    """Whether a folder holds a view."""
+    return (path / VIEW).is_file()
+
+
+def write_view_file(path: Path, view: ViewFile) -> None:
+    """Write view.json, which makes the view whole."""
+    write_sealed(path / VIEW, view.model_dump(mode="json"))
+
+
+def read_view_file(path: Path) -> ViewFile:
+    """Read <view>/view.json.
+
+    Raises:
+        CacheError: it is damaged, or of a newer format.
+    """
+    return parse_document(ViewFile, read_json(path / VIEW, require_seal=True), path / VIEW)
+
+
+def write_runs(path: Path, rows: RowRuns) -> str:
+    """Write rows that a view takes of a cache, under the sha256 that is returned."""
+    table = pa.table({"first_row": rows.starts, "rows": rows.counts})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    digest = hashlib.sha256(content).hexdigest()
+    write_bytes(_runs_file(path, digest), content)
+    return digest
+
+
+def read_runs(path: Path, digest: str, limit: int) -> RowRuns:
+    """Read what `write_runs` wrote.
+
+    Args:
+        limit: the rows of the cache that they are taken of.
+
+    Raises:
+        CacheError: the file is missing or damaged, or speaks of rows that the cache does not have.
+    """
+    file = _runs_file(path, digest)
+    if not file.is_file() or hash_file(file) != digest:
+        raise CacheError(f"{file}: is missing or damaged; copy or make the view again")
+    table = read_table(file)
+    try:
+        starts, counts = (_numbers(table, name) for name in ("first_row", "rows"))
+    except (KeyError, pa.ArrowException) as error:
+        raise CacheError(f"{file}: holds no runs of rows ({error}); make the view again") from error
+    fits = (counts > 0) & (counts <= limit) & (starts >= 0) & (starts <= limit - counts)
+    if not fits.all() or not (starts[1:] >= (starts + counts)[:-1]).all():
+        raise CacheError(
+            f"{file}: its runs are not ascending rows below {limit:,}; make the view again"
+        )
+    return RowRuns(starts, counts)
+
+
+def _numbers(table: Any, name: str) -> np.ndarray:
+    column: np.ndarray = table[name].cast(pa.int64()).to_numpy()
+    return column
+
+
+def _runs_file(path: Path, digest: str) -> Path:
+    return path / "rows" / f"{digest}.arrow"
+
+
+def relate(cache: Path, folder: Path) -> str:
+    """The path of a cache from the folder of a view, so that both can be moved together."""
+    target, origin = cache.resolve().parts, folder.resolve().parts
+    pairs = zip(target, origin, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(target), len(origin)))
+    return "/".join([".."] * (len(origin) - shared) + list(target[shared:])) or "."
+
+
+def find_cache(folder: Path, path: str) -> Path:
+    """The folder of a cache that `relate` gave the path of."""
+    return Path(path) if "://" in path else (folder.resolve() / path).resolve()
