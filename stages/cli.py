@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
+from stages import view_commands
 
 CONFIGS = Path(__file__).parent / "configs"
 _LONGEST = 4000  # letters of an error
@@ -240,6 +241,10 @@ def inspect_command(
     from stages.inspect import inspect
 
     inspect(cache, example)
+
+
+app.command("select")(view_commands.select_command)
+app.command("filter")(view_commands.filter_command)
 
 
 def find_config(kind: str, name: str) -> Path:
