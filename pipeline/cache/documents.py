@@ -22,6 +22,8 @@ from pipeline.runs import write_bytes
 SEAL = "checksum"
 _REMEDY = "mend it with `stillroom verify --repair`, or cache the teacher again"
 _BLANK = b"0" * 64
+_MOST_BYTES = 64 * 2**20  # a parser takes up to 20 times as much memory
+_DEEPEST = 32
 
 VERSION: Literal[1] = 1
 KNOWN: frozenset[str] = frozenset()  # what `requires` may name; a later addition joins here
@@ -45,9 +47,13 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
         CacheError: missing, damaged, or no object.
     """
     try:
+        size = file.stat().st_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes of JSON, at most {_MOST_BYTES:,} make sense")
         content = file.read_bytes()
         raw = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError) as error:
+        _require_sane(raw, content)
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
     if not isinstance(raw, dict):
         raise CacheError(f"{file}: holds no object; {_REMEDY}")
@@ -57,6 +63,20 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
         if hashlib.sha256(blank).hexdigest().encode() != checksum:
             raise CacheError(f"{file}: cannot be read (it fails its checksum); {_REMEDY}")
     return raw
+
+
+def _require_sane(raw: Any, content: bytes) -> None:
+    """Refuse what JSON allows and nothing here can hold: nests without end, halves of letters."""
+    level = [raw]
+    for _ in range(_DEEPEST):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level]
+        level = [child for node in nodes for child in node if isinstance(child, dict | list)]
+        if not level:
+            break
+    else:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    if b"\\ud" in content.lower():
+        json.dumps(raw, ensure_ascii=False).encode()  # a UnicodeError is a ValueError
 
 
 def parse_document(

@@ -8,13 +8,14 @@ reader needs to decode the files, the codec included, is read from here and neve
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
 from pipeline.cache.fidelity import Fidelity
+from pipeline.cache.names import FileName, PlainName
 from pipeline.cache.signals import Signal, optional
 from pipeline.cache.targets_spec import TargetsSpec
 from pipeline.config import StrictModel, canonical_json
@@ -23,9 +24,11 @@ from pipeline.positions import Positions
 
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
+_MOST_TEMPERATURES = 64
 
 Digested = dict[str, JsonValue]
-Files = dict[str, tuple[int, str]]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Files = dict[FileName, tuple[Count, str]]
 ColumnType = Literal["string", "int64", "float64", "bool", "strings"]
 
 
@@ -36,6 +39,13 @@ class Identity(StrictModel):
     preprocessing: Digested
     tokenizer: Digested
     teacher: Digested
+
+    @field_validator("*")
+    @classmethod
+    def _require_digest(cls, part: Digested) -> Digested:
+        if not isinstance(part.get("digest"), str):
+            raise ValueError("has no digest")
+        return part
 
 
 class Draft(StrictModel):
@@ -59,12 +69,19 @@ class Draft(StrictModel):
     targets: TargetsSpec
     num_classes: int = Field(gt=0, le=MAX_CLASSES)
     shifted: bool
-    signals: dict[str, Signal] = Field(default_factory=dict)
+    signals: dict[PlainName, Signal] = Field(default_factory=dict)
     positions: Positions = optional("all")
     label_names: list[str] | None = None
     columns: dict[str, ColumnType] = Field(default_factory=dict)
-    shard_examples: int = Field(gt=0)
-    num_examples: int = Field(ge=0)
+    shard_examples: int = Field(gt=0, lt=2**40)
+    num_examples: int = Field(ge=0, lt=2**40)
+
+    @field_validator("task")
+    @classmethod
+    def _require_name(cls, task: Digested) -> Digested:
+        if not isinstance(task.get("name"), str):
+            raise ValueError("has no name")
+        return task
 
     @field_validator("targets")
     @classmethod
@@ -72,6 +89,20 @@ class Draft(StrictModel):
         if targets.top_k == "all":
             raise ValueError("top_k must be a number here; call resolve() first")
         return targets.model_copy(update={"codec": targets.codec.resolve(int(targets.top_k))})
+
+    @model_validator(mode="after")
+    def _require_fitting(self) -> Self:
+        """What was never written like this is not what it says; sizes follow from these numbers."""
+        kept = self.targets
+        if not int(kept.top_k) <= self.num_classes or kept.tail_draws > MAX_CLASSES:
+            raise ValueError(
+                f"keeps {kept.top_k} classes and {kept.tail_draws} draws of {self.num_classes}"
+            )
+        if len(kept.temperatures) > _MOST_TEMPERATURES:
+            raise ValueError(f"has {len(kept.temperatures)} temperatures")
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(f"names {len(self.label_names)} of {self.num_classes} classes")
+        return self
 
     @property
     def layout(self) -> Layout:
@@ -101,13 +132,13 @@ class ShardInfo(StrictModel):
         files: path inside the shard -> [bytes, sha256]; fidelity: of the first shard's signals.
     """
 
-    index: int
-    first_row: int
-    examples: int
-    targets: int
-    features: int
-    tokens: int
-    batches: list[tuple[int, int, int, int]]
+    index: Count
+    first_row: Count
+    examples: Count
+    targets: Count
+    features: Count
+    tokens: Count
+    batches: list[tuple[Count, Count, Count, Count]]
     ids: str
     frequent_ids: str
     files: Files
@@ -122,11 +153,11 @@ class ShardInfo(StrictModel):
 class Totals(StrictModel):
     """Sums over the shards."""
 
-    examples: int
-    targets: int
-    features: int
-    tokens: int
-    bytes: int
+    examples: Count
+    targets: Count
+    features: Count
+    tokens: Count
+    bytes: Count
 
 
 class Manifest(Draft):

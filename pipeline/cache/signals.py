@@ -1,14 +1,16 @@
 """What a cache says of each hidden state that it keeps, and which arrays that takes."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.cache.chunks import Kind
 from pipeline.cache.projection import PROJECTIONS, Projection
 from pipeline.cache.quantization import ENCODINGS, VectorType
 from pipeline.config import StrictModel, member_of
+
+MAX_WIDTH = 2**18  # of a vector; a chunk of 512 rows then takes half a gibibyte
 
 
 def optional(default: Any = None) -> Any:
@@ -26,12 +28,20 @@ class Signal(StrictModel):
         heads: of attention vectors: how many heads stand after one another in each.
     """
 
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=MAX_WIDTH)
     dtype: VectorType = "float16"
     per: Literal["feature", "example"] = "feature"
     projection: Annotated[Projection | None, *member_of(PROJECTIONS, "projection")] = optional()
-    source_width: int | None = optional()
-    heads: int | None = optional()
+    source_width: Annotated[int, Field(gt=0, le=MAX_WIDTH)] | None = optional()
+    heads: Annotated[int, Field(gt=0, le=MAX_WIDTH)] | None = optional()
+
+    @model_validator(mode="after")
+    def _require_fitting(self) -> Self:
+        if self.projection is not None and self.projection.width != self.width:
+            raise ValueError(f"is {self.width} wide, its projection {self.projection.width}")
+        if self.heads is not None and self.width % self.heads:
+            raise ValueError(f"is {self.width} wide, which {self.heads} heads cannot share")
+        return self
 
     @property
     def given_width(self) -> int:

@@ -1,0 +1,66 @@
+"""Names that strangers wrote, before they become paths.
+
+name in a JSON file -- FileName, PlainName --> below the folder, by letters that mean nothing else
+file of a cache -- require_inside --> no link that leads out of the folder
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from pipeline.errors import CacheError
+
+_PLAIN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}")
+_MOST_PARTS, _MOST_BYTES = 16, 255  # file systems and tools refuse longer names, some of them late
+
+
+def _require_plain(name: str) -> str:
+    if not _PLAIN.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is no plain name; expected letters, digits, _ . + and -")
+    return name
+
+
+def _require_below(name: str) -> str:
+    parts = name.split("/")
+    if len(parts) > _MOST_PARTS or not all(map(_is_part, parts)):
+        raise ValueError(f"{name[:80]!r} is no file below the folder; expected plain names and /")
+    return name
+
+
+def _is_part(name: str) -> bool:
+    plain = name.isprintable() and not any(letter in name for letter in "\\:")
+    return plain and name not in ("", ".", "..") and len(name.encode()) <= _MOST_BYTES
+
+
+PlainName = Annotated[str, AfterValidator(_require_plain)]
+FileName = Annotated[str, AfterValidator(_require_below)]
+
+
+def require_inside(root: Path, files: Iterable[Path]) -> None:
+    """Refuse files that are links out of a cache's folder, or stand in a folder that is one.
+
+    The links of a download from the hub lead to its own `blobs` and are none of these.
+
+    Args:
+        root: the folder; of an object store, which has no links, nothing is asked.
+
+    Raises:
+        CacheError: names the first of them.
+    """
+    if not isinstance(root, Path):
+        return
+    real = root.resolve()
+    homes = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
+    for file in files:
+        try:
+            target = file.resolve()
+        except (OSError, RuntimeError) as error:
+            raise CacheError(f"{file}: is a link to itself; copy the cache again") from error
+        if not any(target.is_relative_to(home) for home in homes):
+            raise CacheError(
+                f"{file}: is a link that leads out of the cache, to {str(target)!r}; copy the cache"
+                " with the files themselves in place of links"
+            )

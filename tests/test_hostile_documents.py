@@ -1,0 +1,118 @@
+"""What strangers wrote into the JSON files of a cache ends in one line, or is in bounds."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_cache import GOLDEN
+
+from pipeline.cache import TeacherCache
+from pipeline.cache.manifest import read_shard
+from pipeline.cache.names import require_inside
+from pipeline.errors import CacheError
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "hidden-int8", tmp_path / "copy"))
+
+
+def change(file: Path, path: str, value: Any) -> None:
+    """Set a value by its path."""
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    *parents, last = path.split("/")
+    node = raw
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    file.write_text(json.dumps(raw))
+
+
+LUDICROUS = {
+    "num_examples": 10**13,
+    "shard_examples": 10**13,
+    "num_classes": 10**12,
+    "targets/top_k": 10**12,
+    "targets/tail_draws": 10**12,
+    "targets/temperatures": [1 + n / 10**5 for n in range(10**5)],
+    "signals/pooled/width": 10**12,
+    "signals/pooled/heads": 10**12,
+    "signals/pooled/source_width": -1,
+    "signals/..": {"width": 1},
+    "signals/a%2Fb": {"width": 1},
+    "label_names": ["a"],
+    "task": {},
+    "identity/data": {"digest": 3},
+    "totals/bytes": -1,
+    "totals/examples": 10**30,
+    "num_examples ": 1.5,
+}
+
+
+@pytest.mark.parametrize("path", LUDICROUS)
+def test_a_manifest_that_claims_the_impossible_is_refused(copy: Path, path: str) -> None:
+    change(copy / "manifest.json", path.strip().replace("%2F", "\\"), LUDICROUS[path])
+    with pytest.raises(CacheError, match=r"manifest\.json: .*the file is damaged") as caught:
+        TeacherCache.open(copy)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+CLIMBING = ["../x", "/etc/passwd", "a/../../x", "a//b", "./x", "", "a\\b", "C:x", "a\x00b"]
+UNPRINTABLE = ["a\x1b[2J", "\u202ex", "x" * 300, "/".join("a" * 40)]
+
+
+@pytest.mark.parametrize("name", [*CLIMBING, *UNPRINTABLE])
+def test_a_name_that_climbs_or_is_none_is_refused(copy: Path, name: str) -> None:
+    folder = copy / "shards" / "00000"
+    change(folder / "shard.json", "files", {name: [1, "0"]})
+    with pytest.raises(CacheError, match="no file below the folder"):
+        read_shard(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"version": ' + "[" * 10**5 + "]" * 10**5 + "}",
+        '{"a": ' * 10**5 + "1" + "}" * 10**5,
+        '{"identity": ' + '{"a":' * 40 + "1" + "}" * 41,
+        '{"version": ' + "9" * 10**5 + "}",
+        '{"task": "\\ud800"}',
+        '{"\\ud800": 1}',
+        '{"version": NaN}',
+        "\ufeff{}",
+    ],
+    ids=range(8),
+)
+def test_json_that_nothing_can_hold_is_refused(copy: Path, content: str) -> None:
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(CacheError) as caught:
+        TeacherCache.open(copy)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_json_of_gigabytes_is_not_read(copy: Path) -> None:
+    with (copy / "manifest.json").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CacheError, match="1,099,511,627,776 bytes of JSON"):
+        TeacherCache.open(copy)
+
+
+def test_a_link_that_leads_out_of_a_cache_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    root = tmp_path / "models" / "snapshots" / "abc"
+    root.mkdir(parents=True)
+    (tmp_path / "secret").write_text("mine")
+    blob = tmp_path / "models" / "blobs" / "123"
+    blob.parent.mkdir()
+    blob.write_text("downloaded")
+    for name, target in {"out": tmp_path / "secret", "hub": blob, "loop": root / "loop"}.items():
+        (root / name).symlink_to(target)
+    (root / "folder").symlink_to(tmp_path)
+    (root / "own").write_text("own")
+    require_inside(root, [root / "own", root / "hub"])
+    for name in ("out", "folder/secret", "../../../secret"):
+        with pytest.raises(CacheError, match="is a link that leads out of the cache"):
+            require_inside(root, [root / name])
+    with pytest.raises(CacheError, match="is a link to itself"):
+        require_inside(root, [root / "loop"])
