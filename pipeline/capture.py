@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,7 +49,7 @@ class CaptureLog:
         sessions: one dict per session: seconds (all, from the first batch to the last byte),
             forward_seconds (the model alone, its head included, the mean over the workers), tokens,
             targets, examples, bytes (of the cache so far), device, dtype, workers, threads (of
-            all workers together).
+            all workers together), libraries (see `list_libraries`).
     """
 
     path: Path
@@ -133,6 +134,7 @@ class Capture:
             StillroomError: what the teacher or the writer found wrong; finished shards are safe.
         """
         session = self._begin_session()
+        self.log.save()  # before the first shard: what a session wrote is never without its record
         idle: SimpleQueue[Teacher] = SimpleQueue()
         for twin in (self.teacher, *(self.teacher.twin() for _ in range(self.workers - 1))):
             idle.put(twin)
@@ -196,6 +198,7 @@ class Capture:
             "dtype": str(self.teacher.model.dtype).removeprefix("torch."),
             "workers": self.workers,
             "threads": torch.get_num_threads(),
+            "libraries": list_libraries(),
         }
         self.log.sessions.append(session)
         return session
@@ -260,6 +263,11 @@ def _in_order(answers: Iterable[_Answer]) -> Iterator[CachedExample]:
         while row in waiting:
             yield waiting.pop(row)
             row += 1
+
+
+def list_libraries() -> dict[str, str]:
+    """Versions of the packages whose code makes numbers and tokens."""
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
 
 
 def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -39,6 +39,7 @@ from stages.drafting import (
     continue_draft,
     make_draft,
     require_same_content,
+    require_same_libraries,
     require_same_settings,
     tokenizer_identity,
 )
@@ -119,11 +120,13 @@ def _capture(
         spec = _capture_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher))
+        log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
+        if 0 < len(writer.finished) < writer.draft.num_shards:
+            require_same_libraries(output, log)
         (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         tokenizer.save_pretrained(output / "tokenizer")
         if teacher.head is not None and spec.head:
             write_head(output, teacher.head)
-        log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
         batch_tokens, workers = config.batch.resolve(teacher)
         with CaptureProgress(console, spool, writer) as bar:
             pad_id = tokenizer.pad_token_id or 0

@@ -23,7 +23,7 @@ from pipeline.cache import (
     read_manifest,
     require_same,
 )
-from pipeline.capture import CaptureLog
+from pipeline.capture import CaptureLog, list_libraries
 from pipeline.config import canonical_json
 from pipeline.errors import StillroomError
 from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
@@ -60,6 +60,7 @@ _FREE: Any = {
         *("device", "device_map", "attn_implementation"),
     },
 }
+_COMPUTE = ("torch", "transformers")  # of `list_libraries`: these compute a model
 _LATER = ("code", "head", "generation")  # of a teacher: caches from before do not tell it
 _SETTINGS = "teacher.json"  # in the cache's folder: to tell which of them differs
 _REMEDY = "Cache into another output, or go back to those settings"
@@ -178,6 +179,27 @@ def continue_draft(output: Path, draft: Draft, tokenizer: Any, teacher: Teacher)
     _require_same_teacher(output, cached.teacher, asked.teacher, teacher)
     same = {"data": cached.data, "teacher": cached.teacher}
     return draft.model_copy(update={"identity": asked.model_copy(update=same)})
+
+
+def require_same_libraries(output: Path, log: CaptureLog) -> None:
+    """Compare those of the session before, of which shards stand, with this session's.
+
+    Another minor version of torch or transformers may compute a model otherwise, so that shards
+    would differ by more than rounding. Patches may not; what another version of tokenizers does is
+    seen in the tokens. A finished cache has nothing left to compute and is not asked.
+
+    Raises:
+        MismatchError: names both versions.
+    """
+    old, new = log.sessions[-1].get("libraries") if log.sessions else None, list_libraries()
+    if old is not None:
+        remedy = "Install those versions again to go on, or cache into another output"
+        cached, asked = ({name: _minor(v[name]) for name in _COMPUTE} for v in (old, new))
+        require_same(output, cached, asked, remedy)
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 def _teacher_identity(config: "CacheConfig", task: Task, teacher: Teacher) -> dict[str, Any]:
