@@ -28,6 +28,7 @@ from pipeline.config import canonical_json
 from pipeline.errors import StillroomError
 from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
 from pipeline.runs import write_json
+from pipeline.safe_loading import open_tokenizer
 from pipeline.sentences import pooled_width
 from pipeline.sources import Rows
 from pipeline.tasks import Task
@@ -35,10 +36,8 @@ from pipeline.teacher import (
     CaptureSpec,
     Spool,
     Teacher,
-    TeacherConfig,
     describe_files,
     describe_writing,
-    load_tokenizer,
     read_settings,
 )
 from stages.hidden import make_signals, require_rows, require_targets
@@ -221,7 +220,7 @@ def _require_same_tokenizer(output: Path, cached: Mapping[str, Any], tokenizer: 
         return
     old: Mapping[str, Any] = cached
     try:
-        stored = load_tokenizer(TeacherConfig(model=str(output / "tokenizer")))
+        stored = open_tokenizer(output / "tokenizer")
     except StillroomError:
         stored = None
     if stored is not None and digest_tokenizer(stored) == cached["digest"]:
