@@ -5,6 +5,7 @@
     ├── DataError         a data set, column, label or example that does not fit
     ├── ModelError        a teacher or student that cannot be loaded or lacks a part
     ├── NumericalError    NaN or infinity, with the name of the example
+    ├── StoreError        an object store that does not answer, or refuses
     └── CacheError        a folder that is no cache, is unfinished or damaged
         └── MismatchError what a student or a continued capture brings differs from the manifest
 
@@ -34,6 +35,10 @@ class ModelError(StillroomError):
 
 class NumericalError(StillroomError):
     """A number that should be finite is not."""
+
+
+class StoreError(StillroomError):
+    """An object store does not answer, however often it is asked, or refuses."""
 
 
 class CacheError(StillroomError):

@@ -301,10 +301,6 @@ class Bucket:
     store: SmallStore
     url: str
 
-    def keys(self) -> dict[str, int]:
-        """Bytes of each object below `url`, by its name; asked of the server itself."""
-        return {name: len(content) for name, content in self.contents().items()}
-
     def contents(self) -> dict[str, bytes]:
         """The objects below `url`, by their names; asked of the server itself."""
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
@@ -369,6 +365,9 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "store",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",  # so that every request is one of Stillroom's own
+    "STILLROOM_STORE_PATIENCE": "0.1",
+    "STILLROOM_STORE_TIMEOUT": "0.5",
 }
 _NAMES = count()
 

@@ -1,0 +1,55 @@
+"""Where a cache lies: a folder of this machine, or a prefix of an object store.
+
+    text -- as_path --> Path, or UPath for s3://, gs://, az://, hf://, memory://
+
+Either is joined by `/` and read by `read_bytes`; this room has what differs.
+
+    places     from text to path; whose file system is asked (`patience`: again and again)
+    files      whole files and folders: written so that they are there whole or not at all, listed
+    ranges     parts of a file: mapped into memory here, fetched, `kept` near and ahead elsewhere
+    staging    folders of this machine for what is on its way to a store
+"""
+
+from pipeline.storage.files import (
+    create_exclusively,
+    hash_file,
+    list_files,
+    local_folder,
+    map_file,
+    reading,
+    remove_folder,
+    remove_tree,
+    write_bytes,
+    writing,
+    writing_folder,
+)
+from pipeline.storage.kept import local_root
+from pipeline.storage.places import Location, as_path, is_local
+from pipeline.storage.ranges import RangeReader, open_file, read_into
+from pipeline.storage.staging import scratch_folder
+from pipeline.storage.syncing import sync_file, sync_folder, sync_tree
+
+__all__ = [
+    "Location",
+    "RangeReader",
+    "as_path",
+    "create_exclusively",
+    "hash_file",
+    "is_local",
+    "list_files",
+    "local_folder",
+    "local_root",
+    "map_file",
+    "open_file",
+    "read_into",
+    "reading",
+    "remove_folder",
+    "remove_tree",
+    "scratch_folder",
+    "sync_file",
+    "sync_folder",
+    "sync_tree",
+    "write_bytes",
+    "writing",
+    "writing_folder",
+]

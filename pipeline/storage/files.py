@@ -1,0 +1,190 @@
+"""Whole files and folders: here they appear by rename, in a store by a put, which is atomic."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import StoreError
+from pipeline.storage.places import is_local
+from pipeline.storage.staging import scratch_folder, staging
+from pipeline.storage.syncing import sync_file
+
+_DRAFT = ".draft"
+_UPLOADS = 4  # files sent at once
+_LATER = 1.0  # seconds in which a rival's put arrives, where a store has none that is conditional
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    if not is_local(path):
+        remote: Any = path
+        remote.fs.pipe_file(remote.path, content)
+        return
+    with writing(path) as draft:
+        draft.write_bytes(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A file of this machine to be written; it becomes `path` when the block ends without an error.
+
+    Whoever reads `path` meanwhile reads what it was before.
+    """
+    if not is_local(path):
+        with staging() as folder:
+            draft = folder / path.name
+            yield draft
+            _upload(draft, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + _DRAFT)
+    yield draft
+    sync_file(draft)
+    draft.replace(path)
+
+
+@contextmanager
+def writing_folder(path: Path, last: str | None = None) -> Iterator[Path]:
+    """An empty folder of this machine to be filled; it takes the place of what was at `path`.
+
+    On this machine it is `path` itself, emptied at once. Elsewhere nothing is touched until the
+    block has ended without an error; then the old `last` is removed, all other files are sent and
+    looked for in the store's own list with their sizes, and `last` is sent: where it stands, they
+    do.
+
+    Raises:
+        StoreError: the store does not answer, or lacks what it was sent.
+    """
+    if is_local(path):
+        remove_tree(path)
+        path.mkdir(parents=True)
+        yield path
+        return
+    with staging() as local:
+        yield local
+        send_folder(local, path, last)
+
+
+def send_folder(local: Path, path: Path, last: str | None = None) -> None:
+    """Send the files of a folder to a store; see `writing_folder`."""
+    remote: Any = path
+    sizes = list_files(local)
+    if last is not None:
+        remote.fs.rm_file((remote / last).path)
+    names = sorted(name for name in sizes if name != last)
+    with ThreadPoolExecutor(_UPLOADS) as pool:
+        list(pool.map(lambda name: _upload(local / name, path / name), names))
+    found = list_files(path)
+    for name in names:
+        if found.get(name) != sizes[name]:
+            raise StoreError(
+                f"{path / name}: has {found.get(name)} bytes in the store's list after"
+                f" {sizes[name]} were sent; what is finished is safe, run the same command again"
+            )
+    if stale := sorted(found.keys() - sizes.keys()):
+        remote.fs.rm([(remote / name).path for name in stale])
+    if last is not None:
+        _upload(local / last, path / last)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Path]:
+    """The file, or a copy of it on this machine until the block ends."""
+    if is_local(path):
+        yield path
+        return
+    with staging() as folder:
+        copy = folder / path.name
+        remote: Any = path
+        remote.fs.get_file(remote.path, str(copy))
+        yield copy
+
+
+def create_exclusively(path: Path, content: bytes) -> bool:
+    """Put an object if there is none; of several that do so at once, one succeeds.
+
+    Stores do this by a conditional put: S3, Google, Azure, MinIO, Cloudflare and others. One that
+    has none is asked whether the object is there, given it, and a second later asked whose it is:
+    the last one to come has it, unless one was more than a second on its way.
+
+    Args:
+        path: in a store.
+        content: different for each process, by which it knows its own again.
+    """
+    remote: Any = path
+    try:
+        remote.fs.pipe_file(remote.path, content, mode="create")
+    except FileExistsError:
+        return path.read_bytes() == content  # put by us, whose answer was lost
+    except NotImplementedError:
+        if path.exists():
+            return False
+        write_bytes(path, content)
+        time.sleep(_LATER)
+        return path.read_bytes() == content
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all below it, if it is there."""
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif names := list_files(path):
+        remote: Any = path
+        remote.fs.rm([(remote / name).path for name in names])
+
+
+def remove_folder(path: Path) -> None:
+    """Remove an empty folder; a store has none.
+
+    Raises:
+        OSError: it is not empty, or not there.
+    """
+    if is_local(path):
+        path.rmdir()
+
+
+def list_files(path: Path) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path below it; of a store, by one listing."""
+    if is_local(path):
+        files = (file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+    remote: Any = path
+    found = remote.fs.find(remote.path, detail=True)
+    root = remote.path.rstrip("/") + "/"
+    return {name.removeprefix(root): entry["size"] for name, entry in found.items()}
+
+
+def local_folder(path: Path) -> Path:
+    """The folder, or a copy of it on this machine, made anew each time."""
+    if is_local(path):
+        return path
+    copy = scratch_folder(path)
+    remove_tree(copy)
+    for name in list_files(path):
+        write_bytes(copy / name, (path / name).read_bytes())
+    return copy
+
+
+def map_file(path: Path) -> Any:
+    """A whole file as a buffer: mapped into memory here, in memory elsewhere."""
+    local = is_local(path)
+    return pa.memory_map(str(path)).read_buffer() if local else pa.py_buffer(path.read_bytes())
+
+
+def _upload(local: Path, path: Path) -> None:
+    remote: Any = path
+    remote.fs.put_file(str(local), remote.path)

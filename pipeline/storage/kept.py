@@ -1,0 +1,122 @@
+"""What was read from a store, kept in a folder of this machine until others need the room.
+
+    <STILLROOM_CACHE_DIR>/ranges/<2 digits>/<30 digits>   the bytes, then their CRC-32C
+
+Processes may share the folder: a file appears by rename, and whoever finds one gone asks the store.
+A key names content that never changes, so nothing here is ever out of date. The oldest use goes
+first. That the folder cannot be written is no error: it only saves time.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import google_crc32c
+
+from pipeline.errors import StoreError
+
+FOLDER_VARIABLE = "STILLROOM_CACHE_DIR"
+BYTES_VARIABLE = "STILLROOM_CACHE_BYTES"
+_BYTES = 8 * 2**30
+_DRAFT = ".draft"
+_FORGOTTEN = 3600  # seconds after which a draft has nobody who writes it
+_CHECKSUM = 4
+
+
+def local_root() -> Path:
+    """The folder of this machine for what belongs to caches elsewhere."""
+    home = os.environ.get(FOLDER_VARIABLE)
+    return Path(home) if home else Path.home() / ".cache" / "stillroom"
+
+
+def kept_ranges() -> "Kept":
+    """The folder that the environment names.
+
+    Raises:
+        StoreError: STILLROOM_CACHE_BYTES is no number.
+    """
+    text = os.environ.get(BYTES_VARIABLE) or str(_BYTES)
+    if not text.isdecimal():
+        raise StoreError(f"{BYTES_VARIABLE}: {text!r} is no number of bytes; mend or unset it")
+    return _open(local_root() / "ranges", int(text))
+
+
+class Kept:
+    """At most `limit` bytes of content by key.
+
+    Attributes:
+        folder: where.
+        limit: bytes; with 0 nothing is kept.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._unseen = limit  # bytes that were written since the folder was last looked through
+
+    def get(self, key: str) -> bytes | None:
+        """The content, None where it is not kept or has suffered."""
+        path = self._at(key)
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        body, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
+        return body if _sum(body) == checksum else None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep content, and let go of what was not used for longest."""
+        if len(content) > self.limit // 16:
+            return
+        path = self._at(key)
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(content + _sum(content))
+            draft.replace(path)
+        self._unseen += len(content) + _CHECKSUM
+        if self._unseen > self.limit // 16:
+            self._unseen = 0
+            self._make_room()
+
+    def drop(self, key: str) -> None:
+        """Forget content."""
+        with suppress(OSError):
+            self._at(key).unlink()
+
+    def _at(self, key: str) -> Path:
+        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / name[2:]
+
+    def _make_room(self) -> None:
+        # Of several processes each may write a sixteenth more before it looks.
+        found = []
+        with suppress(OSError):
+            for entry in (file for rack in self.folder.iterdir() for file in os.scandir(rack)):
+                with suppress(OSError):
+                    status = entry.stat()
+                    found.append((status.st_mtime, status.st_size, entry.path))
+        total = sum(size for _, size, _ in found)
+        wanted = self.limit * 7 // 8
+        now = time.time()
+        for used, size, path in sorted(found):
+            stale = path.endswith(_DRAFT) and now - used > _FORGOTTEN
+            if not stale and (total <= wanted or path.endswith(_DRAFT)):
+                continue
+            with suppress(OSError):
+                Path(path).unlink()
+            total -= size
+
+
+@lru_cache(maxsize=8)
+def _open(folder: Path, limit: int) -> Kept:
+    return Kept(folder, limit)
+
+
+def _sum(content: bytes) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(_CHECKSUM, "little")

@@ -1,0 +1,298 @@
+"""A store's file system that asks again where the network or the store fails for a moment.
+
+    UPath -> PatientFiles -> s3fs, gcsfs, adlfs, huggingface_hub, memory -> the network
+
+What the store has decided (no such object, no right to it, a request that makes no sense) is raised
+at once; anything else is tried again, each time after a longer pause, and at last told in one line.
+It holds no connection itself, so that it may pass a fork: whoever asks, asks with a file system of
+its own process.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from pipeline.errors import StoreError
+
+PATIENCE_VARIABLE = "STILLROOM_STORE_PATIENCE"
+TIMEOUT_VARIABLE = "STILLROOM_STORE_TIMEOUT"
+_PATIENCE = 120.0  # seconds of pauses before giving up
+_TIMEOUT = 20.0  # seconds without an answer
+_TRIES = 8  # the first pause is a 128th of the patience, each is twice the one before
+_LEAST = 3  # tries that are made even where answers take longer than the patience
+_SLOWEST = 64 * 2**10  # bytes per second; a transfer that is slower is begun again
+_PART = 16 * 2**20  # bytes of a part of an upload; up to twice as many are put at once
+_MOST_PARTS = 10_000
+
+_FINAL = (
+    *(FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(AttributeError, ImportError, MemoryError, NotImplementedError, TypeError, ValueError),
+)
+# Of botocore, which is not imported for the sake of other stores.
+_FINAL_NAMES = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
+_PASSING_STATUS = {408, 409, 425, 429}
+_PASSING_CODES = {
+    *("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"),
+    "NoSuchUpload",  # whose end was answered, but the answer lost
+}
+_RANDOM = random.SystemRandom()  # the training's own generator must not notice
+
+Answer = TypeVar("Answer")
+
+
+class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without types
+    """Asks the file system of a protocol again where it fails.
+
+    Raises, from every method:
+        StoreError: it did not answer in time, or refused; one line that says what to do.
+        FileNotFoundError, FileExistsError: as file systems do.
+    """
+
+    cachable = False
+
+    def __init__(self, protocol: str, options: Mapping[str, Any]) -> None:
+        """Ask nothing yet.
+
+        Args:
+            protocol: of the store, as fsspec names it.
+            options: of its file system.
+
+        Raises:
+            ImportError: its package is not installed.
+            ValueError: no such protocol.
+        """
+        super().__init__()
+        self._store = protocol
+        self._options = dict(options)
+        self._files()
+
+    @property
+    def fsid(self) -> str:
+        """Another store has another one."""
+        return f"patient-{self._store}"
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        return self._ask("looked up", path, "info", path)
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        return self._kind(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        return self._kind(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        return self._kind(path) == "directory"
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        return self._ask("listed", path, "ls", path, detail=detail)
+
+    def find(self, path: str, **kwargs: Any) -> Any:
+        return self._ask("listed", path, "find", path, **kwargs)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        size = (end or 0) - (start or 0)
+        if self._store == "s3":
+            kwargs["max_concurrency"] = 1  # else it asks for the size before each whole file
+
+        def read() -> bytes:
+            found: bytes = self._call("cat_file", size, path, start=start, end=end, **kwargs)
+            if end is not None and len(found) != size and self.info(path)["size"] >= end:
+                raise OSError(f"{len(found):,} of {size:,} bytes arrived")
+            return found
+
+        return self._repeat("read", path, read)
+
+    def get_file(self, rpath: str, lpath: Any, **kwargs: Any) -> None:
+        size = self.info(rpath)["size"]
+
+        def get() -> None:
+            self._call("get_file", size, rpath, str(lpath))
+            if (found := _file_size(lpath)) != size:
+                raise OSError(f"{found:,} of {size:,} bytes arrived")
+
+        self._repeat("read", rpath, get)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        def put() -> None:
+            self._call("pipe_file", len(value), path, value, mode=mode)
+
+        self._repeat("written", path, put, missing="the bucket or container does not exist")
+
+    def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
+        size = _file_size(lpath)
+        if self._store == "s3":
+            kwargs = {"chunksize": max(_PART, -(-size // _MOST_PARTS)), "max_concurrency": 4}
+
+        def put() -> None:
+            self._call("put_file", size, str(lpath), rpath, **kwargs)
+
+        self._repeat("written", rpath, put, missing="the bucket or container does not exist")
+
+    def rm_file(self, path: str) -> None:
+        def remove() -> None:
+            try:
+                self._call("rm_file", 0, path)
+            except FileNotFoundError:  # by the try before, whose answer was lost
+                return
+
+        self._repeat("removed", path, remove)
+
+    def rm(self, path: str | list[str], recursive: bool = False, **kwargs: Any) -> None:
+        def remove() -> None:
+            try:
+                self._call("rm", 0, path, recursive=recursive)
+            except FileNotFoundError:
+                return
+
+        self._repeat("removed", path if isinstance(path, str) else path[0], remove)
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        """Nothing: an object's name needs no folder, and a bucket is its owner's to make."""
+
+    makedirs = mkdir
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> "_ReadFile":
+        if mode != "rb":
+            raise NotImplementedError(f"{path}: objects are written whole, by pipe_file")
+        return _ReadFile(self, path, mode, cache_type="readahead", block_size=2**20)
+
+    def _kind(self, path: str) -> str | None:
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return None
+
+    def _ask(self, done: str, path: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._repeat(done, path, lambda: self._call(method, 0, *args, **kwargs))
+
+    def _files(self) -> Any:
+        """The file system of this process; fsspec keeps one for equal options."""
+        options = dict(self._options)
+        if self._store == "s3":
+            timeout = _seconds(TIMEOUT_VARIABLE, _TIMEOUT)
+            config = {"connect_timeout": timeout, "read_timeout": timeout}
+            options["config_kwargs"] = config | options.get("config_kwargs", {})
+        files = fsspec.filesystem(self._store, **options)
+        if self._store == "s3":
+            files.retries = 1  # what is repeated here need not be repeated there
+        return files
+
+    def _call(self, method: str, size: int, *args: Any, **kwargs: Any) -> Any:
+        files = self._files()
+        if isinstance(files, AsyncFileSystem):
+            limit = 2 * _seconds(TIMEOUT_VARIABLE, _TIMEOUT) + size / _SLOWEST
+            return sync(files.loop, getattr(files, f"_{method}"), *args, timeout=limit, **kwargs)
+        return getattr(files, method)(*args, **kwargs)
+
+    def _repeat(
+        self, done: str, path: str, call: Callable[[], Answer], missing: str | None = None
+    ) -> Answer:
+        """Call until it works.
+
+        Args:
+            done: what was to be done to the path, for the error.
+            missing: what it means that something is not found, where that is an error.
+        """
+        patience = _seconds(PATIENCE_VARIABLE, _PATIENCE)
+        began = time.monotonic()
+        url = f"{self._store}://{path}"
+        for tries in range(1, _TRIES + 1):
+            try:
+                return call()
+            except FileExistsError:
+                raise
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) and is_final(error):
+                    if missing is None:
+                        raise
+                    told = f"{url}: cannot be {done} ({missing}); create it first"
+                    raise StoreError(told) from error
+                if is_final(error):
+                    raise _name_refusal(url, done, error) from error
+                waited = time.monotonic() - began
+                if tries == _TRIES or (tries >= _LEAST and waited >= patience):
+                    raise StoreError(
+                        f"{url}: cannot be {done} ({_say(error)}), {tries} tries in {waited:,.1f}"
+                        " s; what is finished is safe, run the same command again when the store"
+                        f" answers, or be more patient by {PATIENCE_VARIABLE}"
+                    ) from error
+            time.sleep(patience / 2**_TRIES * 2**tries * _RANDOM.uniform(0.5, 1.0))
+        raise AssertionError("the last try returns or raises")
+
+
+class _ReadFile(AbstractBufferedFile):  # type: ignore[misc]  # ships without types
+    """An object opened for reading, by ranges of at least a MiB."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self.fs.cat_file(self.path, start=start, end=end))
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the store has decided, so that asking again would be of no use."""
+    status, code = _find_status(error)
+    if code in _PASSING_CODES:
+        return False
+    if isinstance(error, (*_FINAL, StoreError)) or type(error).__name__ in _FINAL_NAMES:
+        return True
+    return 400 <= status < 500 and status not in _PASSING_STATUS
+
+
+def _find_status(error: BaseException) -> tuple[int, str]:
+    """HTTP status and code of an answer, (0, "") where there was none: botocore's, gcsfs', Azure's,
+    the hub's."""
+    for known in (error, error.__cause__):
+        response = getattr(known, "response", None)
+        if isinstance(response, dict):
+            meta = response.get("ResponseMetadata", {})
+            code = str(response.get("Error", {}).get("Code", ""))
+            return int(meta.get("HTTPStatusCode", 0)), code
+        for status in (getattr(response, "status_code", None), getattr(known, "status_code", None)):
+            if isinstance(status, int):
+                return status, ""
+        # aiohttp gives a body that was cut off a code of 400 of its own.
+        status = getattr(known, "code", None)
+        if isinstance(status, int) and type(known).__module__.startswith("gcsfs"):
+            return status, ""
+    return 0, ""
+
+
+def _name_refusal(url: str, done: str, error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    remedy = "check the address and the settings of the store"
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        remedy = "check the credentials and what they allow"
+    return StoreError(f"{url}: cannot be {done} ({_say(error)}); {remedy}")
+
+
+def _file_size(local: Any) -> int:
+    return Path(local).stat().st_size
+
+
+def _say(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _seconds(variable: str, default: float) -> float:
+    """A length of time from the environment.
+
+    Raises:
+        StoreError: it is no number above 0.
+    """
+    text = os.environ.get(variable)
+    try:
+        seconds = float(text) if text else default
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise StoreError(f"{variable}: {text!r} is no number of seconds above 0; mend or unset it")
+    return seconds

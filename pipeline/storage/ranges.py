@@ -1,0 +1,155 @@
+"""Parts of a file: mapped into memory here; of a store asked for by ranges, kept near, and ahead.
+
+read_ahead --threads--> on their way -> kept on this machine -> read -> memory
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.storage.kept import kept_ranges
+from pipeline.storage.places import is_local
+
+_THREADS = 8
+_AHEAD_BYTES = 128 * 2**20  # on their way, or arrived and not asked for yet
+
+
+class RangeReader:
+    """A file of which parts are read.
+
+    Attributes:
+        path: the file.
+        version: a digest of its content; with it what was read from a store is kept on this machine
+            (see `kept`), without it is asked for each time.
+    """
+
+    def __init__(self, path: Path, version: str | None = None) -> None:
+        self.path = path
+        self.version = version
+        self._whole: Any = None
+        if is_local(path):
+            self._whole = pa.memory_map(str(path)).read_buffer()
+
+    def read(self, start: int, size: int, is_whole: Callable[[Any], bool] | None = None) -> Any:
+        """A buffer of exactly these bytes.
+
+        Args:
+            is_whole: tells whether bytes are what they should be; others are asked of the store
+                once more, past what is kept. What it says of that is the caller's to ask.
+
+        Raises:
+            OSError: the file ends before, or cannot be read.
+            StoreError: the store does not answer.
+        """
+        if self._whole is not None:
+            there = max(0, min(size, self._whole.size - start))
+            return self._require(self._whole.slice(start, there) if there else b"", start, size)
+        content = self._find(start, size)
+        if is_whole is not None and not is_whole(content):
+            content = self._fetch(start, size)
+        return content
+
+    def read_ahead(self, start: int, size: int) -> None:
+        """Begin to fetch bytes that will be read soon; nothing where they are near already."""
+        if self._whole is None and self.version is not None:
+            _ON_THEIR_WAY.begin(self._key(start, size), size, lambda: self._find_kept(start, size))
+
+    def _find(self, start: int, size: int) -> Any:
+        if self.version is None:
+            return self._fetch(start, size)
+        coming = _ON_THEIR_WAY.take(self._key(start, size))
+        return self._find_kept(start, size) if coming is None else coming.result()
+
+    def _find_kept(self, start: int, size: int) -> Any:
+        content = kept_ranges().get(self._key(start, size))
+        if content is None or len(content) != size:
+            return self._fetch(start, size)
+        return pa.py_buffer(content)
+
+    def _fetch(self, start: int, size: int) -> Any:
+        remote: Any = self.path
+        content = remote.fs.cat_file(remote.path, start=start, end=start + size)
+        found = self._require(content, start, size)
+        if self.version is not None:
+            kept_ranges().put(self._key(start, size), content)
+        return found
+
+    def _key(self, start: int, size: int) -> str:
+        return f"{self.path} {self.version} {start} {size}"
+
+    def _require(self, found: Any, start: int, size: int) -> Any:
+        if len(found) != size:
+            raise OSError(f"{self.path.name} ends after {start + len(found):,} bytes")
+        return pa.py_buffer(found)
+
+
+def read_into(path: Path, start: int, content: memoryview) -> None:
+    """Fill memory with the bytes of a file from `start` on.
+
+    Raises:
+        OSError: the file ends before, or cannot be read.
+    """
+    if is_local(path):
+        with path.open("rb", buffering=0) as opened:
+            opened.seek(start)
+            size = opened.readinto(content)
+    else:
+        content[:] = memoryview(RangeReader(path).read(start, len(content)))
+        size = len(content)
+    if size != len(content):
+        raise OSError(f"{path.name} ends after {start + size:,} bytes")
+
+
+def open_file(path: Path) -> Any:
+    """A file for Arrow's readers: mapped into memory here, read by ranges elsewhere."""
+    if is_local(path):
+        return pa.memory_map(str(path))
+    return pa.PythonFile(path.open("rb"), mode="r")
+
+
+class _OnTheirWay:
+    """Ranges that threads of this process fetch, until somebody takes them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: OrderedDict[str, tuple[Future[Any], int]] = OrderedDict()
+        self._bytes = 0
+
+    def begin(self, key: str, size: int, fetch: Callable[[], Any]) -> None:
+        with self._lock:
+            if key in self._coming:
+                return
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, "stillroom-ahead")
+            self._coming[key] = self._pool.submit(fetch), size
+            self._bytes += size
+            while self._bytes > _AHEAD_BYTES and len(self._coming) > 1:
+                self._bytes -= self._coming.popitem(last=False)[1][1]  # it is kept on the disk
+
+    def take(self, key: str) -> "Future[Any] | None":
+        with self._lock:
+            coming = self._coming.pop(key, None)
+            if coming is None:
+                return None
+            self._bytes -= coming[1]
+            return coming[0]
+
+
+_ON_THEIR_WAY = _OnTheirWay()
+
+
+def _forget() -> None:
+    """In the child of a fork there are no threads, and locks may be held for ever."""
+    global _ON_THEIR_WAY  # noqa: PLW0603  # of this process
+    _ON_THEIR_WAY = _OnTheirWay()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

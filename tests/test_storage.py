@@ -1,0 +1,234 @@
+"""Files and folders are whole or not there, on a disk, in memory and in a store that fails."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+from small_store import FAULTS, Rule
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.storage import (
+    RangeReader,
+    as_path,
+    create_exclusively,
+    list_files,
+    reading,
+    remove_tree,
+    write_bytes,
+    writing,
+    writing_folder,
+)
+
+CONTENT = random.Random(0).randbytes(50_000)
+SHARD = {"rows": CONTENT, "arrays/a": b"a" * 10, "arrays/b": b"b" * 20, "last": b"{}"}
+PLACES = ["disk", "memory", "s3"]
+
+
+@pytest.fixture(autouse=True)
+def _near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "near"))
+
+
+@pytest.fixture(params=PLACES)
+def place(request, tmp_path) -> Path:
+    """An empty folder of each kind."""
+    if request.param == "disk":
+        return tmp_path / "cache"
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return as_path("memory://cache")
+    return as_path(request.getfixturevalue("bucket").url)
+
+
+def fill(folder: Path, files: dict[str, bytes] = SHARD) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def write_shard(path: Path) -> None:
+    with writing_folder(path, last="last") as folder:
+        fill(folder)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in list_files(path)}
+
+
+def test_files_are_written_listed_read_and_removed(place):
+    write_bytes(place / "a/b.json", CONTENT)
+    with writing(place / "c") as draft:
+        draft.write_bytes(b"more")
+    assert list_files(place) == {"a/b.json": len(CONTENT), "c": 4}
+    assert (place / "c").is_file() and not (place / "d").exists()
+    assert sorted(path.name for path in place.iterdir()) == ["a", "c"]
+    assert (place / "a/b.json").stat().st_size == len(CONTENT)
+    with reading(place / "a/b.json") as local:
+        assert local.read_bytes() == CONTENT
+    with (place / "a/b.json").open("rb") as opened:
+        opened.seek(100)
+        assert opened.read(50) == CONTENT[100:150]
+    (place / "c").unlink()
+    remove_tree(place)
+    remove_tree(place)
+    assert list_files(place) == {}
+
+
+def test_a_file_whose_writing_breaks_off_is_what_it_was(place):
+    write_bytes(place / "file", b"old")
+    with pytest.raises(KeyError), writing(place / "file") as draft:
+        draft.write_bytes(b"half")
+        raise KeyError
+    assert (place / "file").read_bytes() == b"old"
+
+
+def test_a_folder_takes_the_place_of_another(place):
+    with writing_folder(place / "0", last="last") as folder:
+        fill(folder, {"other": b"1", "last": b"2"})
+    write_shard(place / "0")
+    assert contents(place / "0") == SHARD
+
+
+def test_parts_of_a_file_are_read_and_its_end_is_told(place):
+    write_bytes(place / "file", CONTENT)
+    for version in (None, "digest"):
+        reader = RangeReader(place / "file", version)
+        assert bytes(reader.read(10, 100)) == CONTENT[10:110]
+        with pytest.raises((OSError, StoreError)):
+            reader.read(len(CONTENT) - 10, 20)
+
+
+@pytest.mark.parametrize("name", ["memory", "s3"])
+def test_of_many_that_create_an_object_one_succeeds(request, name):
+    place = as_path("memory://locks" if name == "memory" else request.getfixturevalue("bucket").url)
+    remove_tree(place)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: create_exclusively(place / "a", b"%d" % n), range(8)))
+    assert found.count(True) == 1
+    assert (place / "a").read_bytes() == b"%d" % found.index(True)
+
+
+@pytest.mark.parametrize("fault", ["lost-answer", "error", "cut-header"])
+def test_whoever_created_an_object_knows_it_though_the_answer_was_lost(bucket, fault):
+    with bucket.store.broken(Rule(fault, "PUT")):
+        assert create_exclusively(as_path(bucket.url) / "a", b"mine")
+    assert not create_exclusively(as_path(bucket.url) / "a", b"yours")
+    assert bucket.contents() == {"a": b"mine"}
+
+
+WRITING = [fault for fault in FAULTS if fault not in ("none", "silence", "crawl", "flip-bit")]
+
+
+@pytest.mark.parametrize("fault", WRITING)
+def test_any_request_of_a_folder_may_fail_and_it_is_whole_only_with_its_last_file(bucket, fault):
+    """Once: it succeeds. For ever: one line, no `last`, nothing left here; the next succeeds."""
+    path = as_path(bucket.url) / "0"
+    whole = {f"0/{name}": content for name, content in SHARD.items()}
+    with bucket.store.broken():
+        write_shard(path)
+        requests = len(bucket.store.served)
+    for broken in range(requests):
+        with bucket.store.broken(Rule(fault, after=broken)):
+            write_shard(path)
+        assert bucket.contents() == whole
+    if fault not in ("error", "cut-upload"):
+        return
+    for broken in range(requests):
+        with bucket.store.broken(Rule(fault, after=broken, times=None)):
+            with pytest.raises(StoreError) as told:
+                write_shard(path)
+            assert "\n" not in str(told.value)
+        left = bucket.contents()
+        assert "0/last" not in left or left == whole
+    assert list(local_staging().iterdir()) == []
+    write_shard(path)
+    assert bucket.contents() == whole
+
+
+def local_staging() -> Path:
+    return Path(os.environ["STILLROOM_CACHE_DIR"]) / "staging"
+
+
+def test_an_object_that_is_short_in_the_list_is_not_taken_for_whole(bucket, monkeypatch):
+    """A store that loses what it was given: it is asked for its list before `last` is sent."""
+    path = as_path(bucket.url) / "0"
+    real = path.fs.find
+
+    def forgetful(*args, **kwargs):
+        bucket.replace("0/rows", CONTENT[:100])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(path.fs, "find", forgetful)
+    with pytest.raises(StoreError, match=r"0/rows: has 100 bytes .* after 50000 were sent"):
+        write_shard(path)
+    assert "0/last" not in bucket.contents()
+
+
+def _stage_for_ever(url: str, begun) -> None:
+    with writing_folder(as_path(url) / "0", last="last") as folder:
+        fill(folder)
+        begun.set()
+        time.sleep(600)
+
+
+def test_what_a_killed_process_staged_is_removed_by_the_next(bucket):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    process = context.Process(target=_stage_for_ever, args=(bucket.url, begun))
+    process.start()
+    assert begun.wait(60)
+    with writing_folder(as_path(bucket.url) / "1", last="last") as folder:
+        fill(folder)
+        assert len(list(local_staging().glob("*.lock"))) == 2  # that of a living one is left alone
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert any(local_staging().iterdir())
+    write_shard(as_path(bucket.url) / "1")
+    assert list(local_staging().iterdir()) == []
+    assert set(bucket.contents()) == {f"1/{name}" for name in SHARD}
+
+
+def _read_in_child(path: Path, found) -> None:
+    found.put(bytes(RangeReader(path, "digest").read(5, 10)) + (path.parent / "file").read_bytes())
+
+
+def test_a_path_passes_a_fork(place):
+    """The parent has threads and connections of its own; the child makes its own."""
+    write_bytes(place / "file", CONTENT)
+    reader = RangeReader(place / "file", "digest")
+    reader.read_ahead(100, 200)
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    process = context.Process(target=_read_in_child, args=(place / "file", found))
+    process.start()
+    assert found.get() == CONTENT[5:15] + CONTENT
+    process.join()
+    assert bytes(reader.read(100, 200)) == CONTENT[100:300]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("gs://bucket/cache", r"gs:// is not installed .*; pip install gcsfs"),
+        ("az://container/cache", r"az:// is not installed .*; pip install adlfs"),
+        ("warp://somewhere", r"warp://somewhere: is no address of a store .*use a folder, s3://"),
+        ("s3://", "is no address of a store"),
+    ],
+)
+def test_addresses_that_cannot_be_opened_are_told(address, message):
+    with pytest.raises(ConfigError, match=message):
+        as_path(address)
+
+
+def test_addresses_of_every_kind_are_paths(tmp_path):
+    assert as_path(str(tmp_path)) == tmp_path
+    assert as_path(f"file://{tmp_path}") == tmp_path
+    hub = as_path("hf://datasets/somebody/caches/first")
+    assert str(hub / "manifest.json") == "hf://datasets/somebody/caches/first/manifest.json"
+    assert str(as_path(hub).parent) == "hf://datasets/somebody/caches"
