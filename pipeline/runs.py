@@ -11,7 +11,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import StillroomError, did_you_mean
 from pipeline.metrics import Metric
+from pipeline.storage import write_bytes
 
 RESULT_VERSION = 1
 
@@ -68,17 +68,6 @@ class Result:
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that it is there whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def write_result(run: Path, result: Result) -> None:

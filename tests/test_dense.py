@@ -12,11 +12,11 @@ from test_masked_lm import make_masked_teacher, make_masking_tokenizer
 from torch import Tensor, nn
 
 from pipeline.cache import TeacherCache, read_head, write_head
-from pipeline.cache.index import hash_file
 from pipeline.errors import CacheError, ConfigError, ModelError
 from pipeline.heads import OutputHead
 from pipeline.losses.base import Knowledge, StudentOutputs
 from pipeline.losses.dense import DenseKL
+from pipeline.storage import hash_file
 from pipeline.targets import UNLABELLED
 from stages.cache_teacher import CacheConfig
 from stages.train_student import train_student

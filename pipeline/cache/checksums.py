@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.cache.index import hash_file
 from pipeline.cache.manifest import Files
 from pipeline.errors import CacheError
+from pipeline.storage import hash_file
 
 
 def sum_files(folder: Path, *parts: str) -> Files:

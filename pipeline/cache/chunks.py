@@ -14,6 +14,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from pipeline.storage import read_into
+
 CHUNK_ROWS = 512
 _FILE_BYTES = 32 * 2**20
 _FILE_CHUNKS = 256  # the index of a file has 16 bytes for each, used or not
@@ -129,10 +131,7 @@ class ChunkReader:
     def _read_checked(self, file: str, start: int, size: int) -> np.ndarray:
         """Bytes of a file without the checksum at their end."""
         content = np.empty(size, dtype=np.uint8)
-        with (self._path / file).open("rb", buffering=0) as opened:
-            opened.seek(start)
-            if opened.readinto(content.data) != size:
-                raise ValueError(f"{file} ends too early")
+        read_into(self._path / file, start, content.data)
         content, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
         if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
             raise ValueError(f"{file} fails its checksum")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Model, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
-from pipeline.runs import write_bytes
+from pipeline.storage import write_bytes
 
 SEAL = "checksum"
 _REMEDY = "mend it with `stillroom verify --repair`, or cache the teacher again"

@@ -1,19 +1,15 @@
-"""From example id to row, from split to rows, and the digest of each shard, without reading one.
+"""From split to rows, and the digest of each shard, without reading one; ids are in `ids`.
 
-    index/ids.arrow     hash (uint64, ascending), row: searched by bisection
     index/split.arrow   runs of rows of one split; there where a column `split` is carried
     index/shards.arrow  sha256 of each shard.json
     index/columns/      runs of rows of each value of a column; see `groups`
 
 All are mapped into memory, so that opening costs the same for ten rows as for 10^9.
-
-The hash is the first eight bytes, little endian, of blake2b over the id. Ids of equal hash stand
-next to one another and are told apart by the ids themselves, in the shards.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import CacheError
+from pipeline.storage import hash_file, map_file, writing
 
-IDS = "index/ids.arrow"
 SPLIT = "index/split.arrow"
 SHARDS = "index/shards.arrow"
 _DIGEST_BYTES = 32
@@ -34,24 +30,6 @@ def hash_id(example_id: str) -> int:
     """64 bits that are the same in every process and language."""
     digest = hashlib.blake2b(example_id.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def write_ids(path: Path, ids: Iterable[str], id_of: Callable[[int], str]) -> None:
-    """Write index/ids.arrow of a cache.
-
-    Args:
-        ids: of all rows, in order; passed through once.
-        id_of: the id of a row, asked only where two hashes are equal.
-
-    Raises:
-        DataError: an id that stands twice.
-    """
-    hashes = np.fromiter((hash_id(example_id) for example_id in ids), dtype=np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    hashes = hashes[order]
-    _require_unique(hashes, order, id_of)
-    table = pa.table({"hash": hashes, "row": order.astype(np.int64)})
-    write_table(path / IDS, table)
 
 
 def write_split(path: Path, splits: Iterable[str | None]) -> None:
@@ -88,12 +66,6 @@ def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
         )
     buffer = column.chunk(0).buffers()[1]
     return np.frombuffer(buffer, dtype=np.uint8)[: count * _DIGEST_BYTES].reshape(count, -1)
-
-
-def read_ids(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Map index/ids.arrow into memory: hashes, ascending, and their rows."""
-    table = read_table(path / IDS)
-    return table["hash"].chunk(0).to_numpy(), table["row"].chunk(0).to_numpy()
 
 
 class RowRuns(Sequence[int]):
@@ -160,40 +132,14 @@ def list_splits(path: Path) -> list[str]:
     ]
 
 
-def find_rows(index: tuple[np.ndarray, np.ndarray], example_id: str) -> np.ndarray:
-    """Rows whose id has the hash of this one: nearly always one or none."""
-    hashes, rows = index
-    wanted = np.uint64(hash_id(example_id))
-    first, last = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
-    return rows[first:last]
-
-
-def _require_unique(hashes: np.ndarray, rows: np.ndarray, id_of: Callable[[int], str]) -> None:
-    seen: dict[str, int] = {}
-    shared = np.zeros(len(hashes), dtype=bool)
-    shared[1:] = hashes[1:] == hashes[:-1]
-    shared[:-1] |= shared[1:]
-    for row in rows[shared]:
-        example_id = id_of(int(row))
-        if example_id in seen:
-            raise DataError(
-                f"example {example_id!r}: stands twice, in rows {seen[example_id]} and {row};"
-                " give every example an id of its own"
-            )
-        seen[example_id] = int(row)
-
-
-def hash_file(file: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def write_table(file: Path, table: Any) -> None:
     """Write a file of the index."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     # One batch, not compressed, so that it can be searched where it lies.
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        writing(file) as local,
+        pa.OSFile(str(local), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
 
 
@@ -204,7 +150,7 @@ def read_table(file: Path) -> Any:
         CacheError: it is missing or damaged.
     """
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        return pa.ipc.open_file(map_file(file)).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise CacheError(
             f"{file}: cannot be read ({error}); run `stillroom cache-teacher` again"

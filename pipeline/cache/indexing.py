@@ -12,9 +12,11 @@ from typing import Any
 
 from pipeline.cache.contents import join_contents
 from pipeline.cache.groups import group_rows, write_groups
-from pipeline.cache.index import hash_file, write_ids, write_shards, write_split
+from pipeline.cache.ids import write_ids
+from pipeline.cache.index import write_shards, write_split
 from pipeline.cache.manifest import Draft
 from pipeline.cache.shards import SHARD, read_column, shard_folder
+from pipeline.storage import hash_file
 
 
 def write_index(path: Path, draft: Draft, target: Path) -> str:

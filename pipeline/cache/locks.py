@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.cache.exclusive import create_exclusively
 from pipeline.cache.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
 from pipeline.errors import CacheError
-from pipeline.runs import write_bytes
+from pipeline.storage import write_bytes
 
 LOCKS = "locks"
 _GATE = "gate"

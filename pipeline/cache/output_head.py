@@ -8,10 +8,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pipeline.cache.index import hash_file
 from pipeline.errors import CacheError
 from pipeline.heads import OutputHead
-from pipeline.runs import write_bytes
+from pipeline.storage import hash_file, reading, write_bytes
 
 FILE = "head.safetensors"
 
@@ -46,7 +45,7 @@ def read_head(cache: Path, digest: str | None) -> OutputHead:
     if not file.is_file() or hash_file(file) != digest:
         raise CacheError(f"{file}: is missing or damaged; cache the teacher again")
     try:
-        with safe_open(file, framework="pt") as stored:
+        with reading(file) as local, safe_open(local, framework="pt") as stored:
             facts = stored.metadata()
             found = {name: stored.get_tensor(name) for name in list(stored.keys())}
     except SafetensorError as error:

@@ -21,10 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.cache.index import hash_file
 from pipeline.config import StrictModel
 from pipeline.errors import CacheError, DataError
-from pipeline.runs import write_bytes
+from pipeline.storage import hash_file, write_bytes
 
 FILE = "projections.safetensors"
 Blocks = Callable[[], Iterable[Tensor]]  # passes through the same vectors every time, [n, D] each

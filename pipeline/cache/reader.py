@@ -21,13 +21,12 @@ from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.contents import CONTENTS_INDEX, read_contents
 from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
 from pipeline.cache.hidden import LazySignals
+from pipeline.cache.ids import IdIndex
 from pipeline.cache.index import (
     SPLIT,
     RowRuns,
-    find_rows,
     find_split,
     list_splits,
-    read_ids,
     read_shards,
 )
 from pipeline.cache.manifest import Manifest, read_manifest
@@ -43,6 +42,7 @@ from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead
 from pipeline.identity import CONTENT_BYTES, digest_example
+from pipeline.storage import as_path, local_folder
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
 _ORDER_ROWS = 1024  # rows of an order that a stream asks for at a time
@@ -71,7 +71,7 @@ class TeacherCache:
         Raises:
             CacheError: no cache, an unfinished one, a damaged manifest, a newer format.
         """
-        folder = Path(path)
+        folder = as_path(path)
         if is_view(folder):
             from pipeline.cache.view import open_view  # which is made of caches
 
@@ -80,9 +80,9 @@ class TeacherCache:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The folder of the teacher's tokenizer, its files compared with the manifest."""
+        """A folder of this machine with the teacher's tokenizer, compared with the manifest."""
         self._require("tokenizer/")
-        return self.path / "tokenizer"
+        return local_folder(self.path / "tokenizer")
 
     def read_head(self) -> OutputHead:
         """The teacher's output head.
@@ -244,8 +244,8 @@ class TeacherCache:
         return self._state
 
     @cached_property
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        return read_ids(self.path)
+    def _ids(self) -> IdIndex:
+        return IdIndex(self.path)
 
     @cached_property
     def _digests(self) -> np.ndarray:
@@ -275,11 +275,11 @@ class TeacherCache:
 
     def find_row(self, example_id: str) -> int | None:
         """The row of an id; None where there is none."""
-        for row in find_rows(self._index, example_id):
-            index, local = divmod(int(row), self.manifest.shard_examples)
+        for row in self._ids.find(example_id):
+            index, local = divmod(row, self.manifest.shard_examples)
             batch, inside, _ = self._batch(index, local)
             if batch.example_id(inside) == example_id:
-                return int(row)
+                return row
         return None
 
     def _shard(self, index: int) -> Shard:

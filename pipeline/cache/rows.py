@@ -33,6 +33,7 @@ COLUMN_TYPES: dict[ColumnType, Any] = {
 TOKENS = ("input_ids", "segment_lengths")
 TARGETS = "targets"
 FEATURES = ("feature_start", "feature_count")
+_MAGIC = b"ARROW1"
 _FINITE = ("logits", "draw_logits", "logsumexp", "label_log_probs")
 
 
@@ -149,6 +150,24 @@ def encode_batch(
         columns[name] = _carried_array(name, kind, examples)
     schema = make_schema(draft)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def decode_batch(content: Any, schema: Any) -> Any:
+    """The record batch in some bytes of a file: what `encode_batch` gave.
+
+    Args:
+        content: a buffer with one record batch message; that of the first one begins with the file.
+
+    Raises:
+        pa.ArrowException: no such message, or one that does not fit the schema or itself.
+    """
+    source = pa.BufferReader(content)
+    if content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC:
+        source.seek(len(_MAGIC) + 2)  # padded to eight bytes
+        pa.ipc.read_message(source)  # the schema
+    batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
+    batch.validate(full=True)  # a broken offset must not reach memory
+    return batch
 
 
 def _facts(example: CachedExample, draft: Draft) -> list[tuple[str, Any, Any]]:

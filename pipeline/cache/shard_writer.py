@@ -8,7 +8,6 @@ Memory holds one record batch and, of each signal, one file's worth of vectors.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example
+from pipeline.storage import sync_folder, sync_tree
 
 # A record batch is what a random read decodes and what the writer holds in memory. Only an example
 # that alone has more entries gets a larger one.
@@ -140,25 +140,6 @@ def _find_compression(draft: Draft) -> Any:
     if name == "none":
         return None
     return pa.Codec(name, _ZSTD_LEVEL if name == "zstd" else None)
-
-
-def sync_tree(folder: Path) -> None:
-    """Bring a folder and all below it to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sum_batches(

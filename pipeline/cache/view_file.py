@@ -16,11 +16,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
-from pipeline.cache.index import RowRuns, hash_file, read_table
+from pipeline.cache.index import RowRuns, read_table
 from pipeline.cache.signals import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
-from pipeline.runs import write_bytes
+from pipeline.storage import hash_file, write_bytes
 
 VIEW = "view.json"
 

@@ -7,8 +7,7 @@ after everything they speak of is on the disk. The same draft and examples give 
 whatever order and however often interrupted.
 """
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from pipeline.cache import output_head
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import require_same, write_sealed
-from pipeline.cache.index import hash_file
 from pipeline.cache.indexing import write_index
 from pipeline.cache.manifest import (
     DRAFT,
@@ -31,9 +29,10 @@ from pipeline.cache.manifest import (
 )
 from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
-from pipeline.cache.shard_writer import ShardWriter, sync_folder, sync_tree
-from pipeline.cache.shards import SHARD, find_damage, shard_folder
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.errors import CacheError, DataError
+from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writing_folder
 
 # What stands beside the shards: folders, and files that reached the disk when they were written.
 _OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
@@ -69,7 +68,7 @@ class CacheWriter:
             require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
         projected = [name for name, signal in draft.signals.items() if signal.projection]
         self._bases = Bases(path, projected)
-        self.finished = {index for index in range(draft.num_shards) if self._stands(index)}
+        self.finished = self._find_finished()
         self._bytes = sum(read_shard(shard_folder(path, i)).bytes for i in self.finished)
         self._current: ShardWriter | None = None
 
@@ -92,15 +91,14 @@ class CacheWriter:
             raise ValueError("shard 0 comes first: projections are fitted to it")
         folder = shard_folder(self.path, index)
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            self._current = writer = ShardWriter(folder, self.draft, index, self._bases)
-            try:
-                yield writer
-                writer.commit()
-            finally:
-                self._current = None
-                writer.abandon()
+            with writing_folder(folder, last=SHARD) as local:
+                self._current = writer = ShardWriter(local, self.draft, index, self._bases)
+                try:
+                    yield writer
+                    writer.commit()
+                finally:
+                    self._current = None
+                    writer.abandon()
         except OSError as error:
             raise CacheError(
                 f"{folder}: cannot be written ({error.strerror or error}); {len(self.finished)} of"
@@ -145,11 +143,20 @@ class CacheWriter:
             )
         return None
 
-    def _stands(self, index: int) -> bool:
-        folder = shard_folder(self.path, index)
-        if not self._bases.complete:  # lost, so what it was projected with is lost too
-            return False
-        return (folder / SHARD).is_file() and find_damage(folder, read_shard(folder)) is None
+    def _find_finished(self) -> set[int]:
+        if not self._bases.complete:  # lost, so what they were projected with is lost too
+            return set()
+        names = list_files(self.path / "shards")
+        shards = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
+        return {
+            index
+            for index, folder in enumerate(shards)
+            if f"{folder.name}/{SHARD}" in names and self._is_whole(folder, names)
+        }
+
+    def _is_whole(self, folder: Path, found: Mapping[str, int]) -> bool:
+        sizes = {name: size for name, (size, _) in read_shard(folder).files.items()}
+        return all(found.get(f"{folder.name}/{name}") == size for name, size in sizes.items())
 
     def _make_manifest(self, shards: str) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
