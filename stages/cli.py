@@ -245,6 +245,7 @@ def inspect_command(
 
 app.command("select")(view_commands.select_command)
 app.command("filter")(view_commands.filter_command)
+app.command("merge")(view_commands.merge_command)
 
 
 def find_config(kind: str, name: str) -> Path:

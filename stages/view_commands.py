@@ -61,3 +61,18 @@ def filter_command(
         parse_range("--tokens", tokens),
     )
     filter_cache(cache, output, bounds)
+
+
+def merge_command(
+    caches: Annotated[
+        list[Path], typer.Argument(help="Two or more caches or views, and where the view goes.")
+    ],
+) -> None:
+    """Join caches of one teacher, tokenizer, task and settings as a view of all their examples.
+
+    Example: stillroom merge data/caches/english data/caches/swahili data/caches/both
+    """
+    from stages.merge import merge
+
+    *given, output = caches
+    merge(given, output)

@@ -21,7 +21,6 @@ from pipeline.cache import (
     CacheView,
     Draft,
     Overlay,
-    Part,
     RowRuns,
     Signal,
     TargetsSpec,
@@ -34,6 +33,7 @@ from pipeline.cache import (
 )
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.sizes import column_bytes
+from pipeline.cache.view_file import write_runs
 from pipeline.errors import CacheError, MismatchError
 from pipeline.tasks.causal_lm import CausalLM
 
@@ -262,12 +262,13 @@ def test_a_damaged_view_is_refused(cache, tmp_path, file):
 
 
 def test_rows_that_a_cache_does_not_have_are_refused(cache, tmp_path):
-    parts = select_rows(cache, RowRuns.of(np.array([1, 4])))
+    view = make_view(cache, tmp_path / "view", [1, 4])
+    raw = json.loads((view.path / "view.json").read_text())
     for starts, counts in (([0, 22], [2, 2]), ([4, 1], [1, 1]), ([-1], [3]), ([2**62], [2**62])):
-        path = tmp_path / f"view {starts}"
-        wrong = RowRuns(np.array(starts), np.array(counts))
+        wrong = write_runs(view.path, RowRuns(np.array(starts), np.array(counts)))
+        write_sealed(view.path / "view.json", raw | {"parts": [raw["parts"][0] | {"rows": wrong}]})
         with pytest.raises(CacheError, match="not ascending rows below 23"):
-            write_view(path, [Part(parts[0].cache, wrong)])
+            TeacherCache.open(view.path)
 
 
 def test_a_view_stands_when_view_json_does(cache, tmp_path):

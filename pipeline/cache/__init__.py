@@ -27,7 +27,15 @@ from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.signals import Signal
 from pipeline.cache.targets_spec import TargetsSpec
-from pipeline.cache.view import CacheView, list_parts, list_sources, select_rows, write_view
+from pipeline.cache.view import (
+    CacheView,
+    hash_rows,
+    list_parts,
+    list_sources,
+    select_rows,
+    write_view,
+)
+from pipeline.cache.view_manifest import require_alike
 from pipeline.cache.view_parts import Overlay, Part, all_rows
 from pipeline.cache.writer import CacheWriter
 
@@ -59,6 +67,7 @@ __all__ = [
     "epoch_order",
     "group_rows",
     "hash_id",
+    "hash_rows",
     "list_parts",
     "list_sources",
     "locate",
@@ -66,6 +75,7 @@ __all__ = [
     "read_draft",
     "read_head",
     "read_manifest",
+    "require_alike",
     "require_same",
     "require_vectors",
     "select_rows",

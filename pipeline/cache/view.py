@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.groups import count_before, join_runs, locate
-from pipeline.cache.index import RowRuns
+from pipeline.cache.index import RowRuns, read_ids
 from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.view_file import (
@@ -132,6 +132,17 @@ def list_parts(cache: TeacherCache) -> tuple[Part, ...]:
 def list_sources(cache: TeacherCache) -> list[Taken]:
     """The caches whose files are read, overlays too, with the rows taken; a cache is one."""
     return [taken for part in list_parts(cache) for taken in (part, *part.overlays)]
+
+
+def hash_rows(cache: TeacherCache) -> np.ndarray:
+    """[n] uint64, the hash of each row's example id."""
+    hashes = []
+    for part in list_parts(cache):
+        ordered, rows = read_ids(part.cache.path)
+        by_row = np.empty(len(part.cache), dtype=np.uint64)
+        by_row[rows] = ordered
+        hashes.append(by_row[part.rows[:]])
+    return np.concatenate(hashes)
 
 
 def select_rows(cache: TeacherCache, rows: RowRuns) -> list[Part]:

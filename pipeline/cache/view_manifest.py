@@ -43,14 +43,17 @@ class Seen:
         found = self.own
         for more, targets in self.over:
             remedy = "Only what the same teacher says of the same tokens can be laid over a cache"
-            require_same(self.path, _question(found), _question(more), remedy)
+            fields = _QUESTION | (
+                {"positions"} if _per_feature(found) and _per_feature(more) else set()
+            )
+            _require_same(self.path, found, more, fields, remedy)
             changes: dict[str, Any] = {
                 "signals": found.signals | more.signals,
                 "fidelity": found.fidelity | more.fidelity,
                 "head": more.head or found.head,
                 "projections": _join(found.projections, more.projections),
             }
-            if any(signal.per == "feature" for signal in more.signals.values()):
+            if _per_feature(more):
                 changes["positions"] = more.positions
             if targets:
                 changes["targets"] = more.targets
@@ -102,19 +105,24 @@ def require_alike(path: Path, first: Manifest, other_path: Path, other: Manifest
         MismatchError: names the fields that differ.
     """
     remedy = f"Only caches of one teacher, tokenizer, task and settings join {path}"
-    require_same(other_path, _kind(other), _kind(first), remedy)
+    _require_same(other_path, other, first, _KIND, remedy)
 
 
-def _kind(manifest: Manifest) -> dict[str, Any]:
-    found: dict[str, Any] = manifest.model_dump(mode="json", include=_KIND)
-    found["targets"].pop("compression", None)  # how bytes are packed, not what they say
-    return found | _question(manifest)
+def _require_same(path: Path, one: Manifest, other: Manifest, fields: set[str], why: str) -> None:
+    """Compare these fields, the tokenizer and the teacher, as far as both manifests tell them."""
+    found, asked = (m.model_dump(mode="json", include=fields) for m in (one, other))
+    for dump in (found, asked):
+        dump.get("targets", {}).pop("compression", None)  # how bytes are packed, not what they say
+    for part in ("tokenizer", "teacher"):
+        mine, theirs = getattr(one.identity, part), getattr(other.identity, part)
+        shared = mine.keys() & theirs.keys()  # a cache from before tells less of its teacher
+        found[part] = {name: mine[name] for name in shared}
+        asked[part] = {name: theirs[name] for name in shared}
+    require_same(path, found, asked, why)
 
 
-def _question(manifest: Manifest) -> dict[str, Any]:
-    found: dict[str, Any] = manifest.model_dump(mode="json", include=_QUESTION)
-    identity = manifest.identity
-    return found | {"tokenizer": identity.tokenizer, "teacher": identity.teacher}
+def _per_feature(manifest: Manifest) -> bool:
+    return any(signal.per == "feature" for signal in manifest.signals.values())
 
 
 def _join_identities(identities: Sequence[Identity]) -> Identity:
