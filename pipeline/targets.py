@@ -75,7 +75,8 @@ class Targets:
         ids: [N, K] int64, or int32 as a cache gives them: half the bytes to copy and to move to a
             device, where `at` widens them. The kept classes, distinct within a row, in no promised
             order.
-        logits: [N, K] float32, their raw logits (temperature 1, before any softmax).
+        logits: [N, K] float32, their raw logits (temperature 1, before any softmax); -inf for
+            padding of a short row, whose id means nothing.
         draw_ids: [N, R] like ids, drawn with replacement from the softmax restricted to the
             classes that were not kept.
         draw_logits: [N, R] float32, their raw logits.

@@ -60,6 +60,7 @@ class Draft(StrictModel):
         signals, positions: hidden states by name, and where they are kept.
         label_names: [V] where the classes have names.
         columns: the columns carried through, with their types.
+        imported: where the targets are from somebody's dump: its format and what it leaves open.
         shard_examples: examples per shard, fewer in the last.
         num_examples: of the whole cache.
     """
@@ -73,6 +74,7 @@ class Draft(StrictModel):
     positions: Positions = optional("all")
     label_names: list[str] | None = None
     columns: dict[str, ColumnType] = Field(default_factory=dict)
+    imported: Digested | None = optional()
     shard_examples: int = Field(gt=0, lt=2**40)
     num_examples: int = Field(ge=0, lt=2**40)
 

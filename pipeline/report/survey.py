@@ -60,13 +60,14 @@ def entropy_bounds(distribution: SparseDistribution) -> tuple[Tensor, Tensor]:
     """
     log_probs, mass = distribution.log_probs.double(), distribution.tail_mass.double()
     kept = torch.special.entr(log_probs.exp()).sum(dim=-1)
-    others = distribution.num_classes - log_probs.shape[1]
-    if others <= 0:
+    if log_probs.shape[1] == distribution.num_classes:
         return kept, kept
-    most_even = torch.special.entr(mass) + mass * math.log(others)
+    present = log_probs > -torch.inf  # the rest is padding of short rows
+    others = (distribution.num_classes - present.sum(dim=-1)).double()
+    most_even = torch.special.entr(mass) + mass * others.log()
     ceiling = mass.log().nan_to_num(neginf=0.0)
     if log_probs.shape[1]:
-        ceiling = torch.minimum(ceiling, log_probs.amin(dim=-1))
+        ceiling = torch.minimum(ceiling, log_probs.where(present, 0.0).amin(dim=-1))
     least = torch.where(mass > 0, -mass * ceiling, 0.0)
     return kept + torch.minimum(least, most_even), kept + most_even
 

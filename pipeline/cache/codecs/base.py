@@ -10,7 +10,7 @@ all those of a record batch, and reads all those of a training batch.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Entries:
 
     Attributes:
         ids: [N, K] int64, distinct within a row, in any order.
-        logits: [N, K] float32, finite.
+        logits: [N, K] float32, finite; -inf where a target holds fewer than K, see `Codec.short`.
         draw_ids: [N, R] like ids, in any order, may repeat.
         draw_logits: [N, R] float32, finite.
         logsumexp: [N, temperatures] float32, over all V classes, on the scale of the logits.
@@ -87,6 +87,9 @@ class Layout:
 
 class Codec(StrictModel, ABC):
     """A member of the family: `encode` and `decode` are inverse up to the promised error."""
+
+    # Whether a target may hold fewer than K entries: others have a logit of -inf and mean nothing.
+    short: ClassVar[bool] = False
 
     name: str
 

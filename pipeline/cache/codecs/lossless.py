@@ -7,7 +7,7 @@ their bits, cost nothing after zstd, so there is no choice of a dtype.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ _FLOAT_BYTES = 4
 
 class Lossless(Codec):
     """Raw logits and normalisers as float32, exact for any teacher."""
+
+    short: ClassVar = True
 
     name: Literal["lossless"] = "lossless"
 
