@@ -183,6 +183,19 @@ def export_command(
         publish(done.folder, push, private, dry_run, console)
 
 
+@app.command("import")
+def import_command(config: Config, set_: Overrides = None) -> None:
+    """Make a cache of somebody's dump: DistillKit, axolotl, vLLM, OpenAI, or our own plain files.
+
+    Example: stillroom import dump.yaml --set format.name=distillkit
+    """
+    from pipeline.config import load_config
+    from stages.import_dump import import_dump
+    from stages.import_reading import ImportConfig
+
+    import_dump(load_config(ImportConfig, find_config("import", config), set_ or []))
+
+
 @app.command("rounds")
 def rounds_command(config: Config, set_: Overrides = None) -> None:
     """Let students become teachers: self-distillation, or several students taking turns.

@@ -120,6 +120,8 @@ def _explain_bounds(manifest: Manifest) -> str:
 def _identity(manifest: Manifest) -> dict[str, str]:
     identity = manifest.identity.model_dump()
     facts = {part: _describe(found) for part, found in identity.items()}
+    if manifest.imported is not None:
+        facts["imported"] = _describe(manifest.imported)
     return {"cache": manifest.digest[:_DIGEST_LETTERS], **facts, "task": _describe(manifest.task)}
 
 

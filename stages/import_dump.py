@@ -1,0 +1,212 @@
+"""Import somebody's dump: files of another tool -> an ordinary cache that says where it is from.
+
+    files -- DumpReading --> records, all checked first -- CacheWriter --> shards -> manifest.json
+
+Everything that can be wrong with a dump is found before a shard is written. It is read twice: to
+check and count it, then to write it; an interrupted import continues with the shards that are
+missing.
+"""
+
+from collections import deque
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from pipeline.cache import CacheWriter, Draft, Identity, TargetsSpec, hash_id
+from pipeline.cache.index import hash_file
+from pipeline.config import dump_config
+from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
+from pipeline.exchange import Dump, Facts, Findings, Space
+from pipeline.identity import digest_json
+from pipeline.tasks import TASKS
+from pipeline.tasks.causal_lm import CausalLM, count_ids
+from pipeline.teacher import Spool
+from stages.drafting import tokenizer_identity
+from stages.import_reading import DumpReading, ImportConfig, list_files
+from stages.progress import RowProgress
+from stages.quiet import quiet_libraries
+
+
+@quiet_libraries()
+def import_dump(config: ImportConfig, progress: bool = True) -> Path:
+    """Read a dump into a cache and return its folder.
+
+    Raises:
+        StillroomError: files, tokenizer or a row of the dump do not allow it (one line).
+    """
+    console = Console(quiet=not progress)
+    files = list_files(config.files)
+    paths = [file for file, _ in files]
+    dump = config.format.prepare(paths)
+    tokenizer = _open_tokenizer(config.tokenizer)
+    facts = dump.facts(paths)
+    space = _require_tokenizer(config, facts, count_ids(tokenizer))
+    reading = DumpReading(config, dump, facts, space, files, tokenizer)
+    findings = Findings()
+    spool = Spool.write(config.output / "examples.arrow", reading.examples(findings))
+    try:
+        _require_names(spool)
+        draft = _make_draft(config, dump, reading, spool, findings)
+        writer = CacheWriter(config.output, draft)
+        (config.output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        tokenizer.save_pretrained(config.output / "tokenizer")
+        with RowProgress(console, "importing", len(spool)) as bar:
+            _write(writer, reading, spool, bar)
+        manifest = writer.finish()
+    finally:
+        spool.close()
+    console.print(
+        f"{config.output}: {manifest.totals.examples:,} examples, {manifest.totals.targets:,}"
+        f" targets, {manifest.totals.bytes / 1e6:,.1f} MB",
+        soft_wrap=True,
+    )
+    return config.output
+
+
+def _open_tokenizer(name: str) -> Any:
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ModelError(f"tokenizer: {name}: no such folder; give one, or a name on the hub")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"tokenizer: {name}: cannot be loaded ({reason}); give a folder of"
+            " tokenizer files, or a name on the hub"
+        ) from error
+
+
+def _require_tokenizer(config: ImportConfig, facts: Facts, tokens: int) -> Space:
+    """The class space of the cache.
+
+    Raises:
+        MismatchError: the dump is of another tokenizer.
+    """
+    task = TASKS[str((facts.task or {"name": "causal-lm"})["name"])]
+    classes = facts.num_classes or tokens
+    if task.vocabulary and classes != tokens:
+        raise MismatchError(
+            f"tokenizer: {config.tokenizer} has {tokens:,} ids, the dump {classes:,} classes; give"
+            " the tokenizer that the dump was made with"
+        )
+    if facts.id_room is not None and facts.id_room < tokens:
+        raise MismatchError(
+            f"tokenizer: {config.tokenizer} has {tokens:,} ids, the dump's compression keeps ids"
+            f" below {facts.id_room:,} and may have wrapped larger ones; give the tokenizer and the"
+            " compression that the dump was made with"
+        )
+    return Space(classes, tokens, facts.shifted)
+
+
+def _require_names(spool: Spool) -> None:
+    """Refuse an id that stands twice, before anything is written.
+
+    Raises:
+        DataError: names it.
+    """
+    hashes = np.fromiter((hash_id(spool[i].example_id) for i in range(len(spool))), np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    if len(twice):
+        first, second = sorted((int(order[twice[0]]), int(order[twice[0] + 1])))
+        raise DataError(
+            f"example {spool[second].example_id!r}: stands twice, as example {first} and"
+            f" {second}; name a field of unique ids in format.id_field, or give files of different"
+            " names"
+        )
+
+
+def _make_draft(
+    config: ImportConfig, dump: Dump, reading: DumpReading, spool: Spool, findings: Findings
+) -> Draft:
+    facts, space = reading.facts, reading.space
+    top_k = config.top_k or max(findings.most, 1)
+    _require_room(config, top_k, space, facts, findings)
+    default = CausalLM(block_size=max(2, spool.longest[1]), packing=spool.packed, overlong="refuse")
+    digests = [hash_file(file) for file, _ in reading.files]
+    teacher = {"name": config.teacher.model, "architecture": "unknown", "layers": 0}
+    imported = {
+        "format": dump.model_dump(mode="json", exclude_defaults=True) | {"name": dump.name},
+        "temperature": dump.temperature,
+        "tail": "none" if findings.tailless == findings.targets else "what the entries leave of 1",
+        "not_known": list(dump.open_questions),
+        "rows": findings.describe(),
+    }
+    return Draft(
+        identity=Identity(
+            data={"digest": digest_json(digests), "source": dump.name, "files": len(digests)},
+            preprocessing={"digest": spool.digest},
+            tokenizer=tokenizer_identity(reading.tokenizer),
+            teacher={"digest": digest_json([teacher, imported["format"]]), **teacher},
+        ),
+        task=dict(facts.task or default.model_dump(mode="json")),
+        targets=TargetsSpec(
+            top_k=top_k,
+            tail_draws=facts.tail_draws,
+            temperatures=facts.temperatures,
+            codec=config.codec,
+        ).resolve(space.num_classes),
+        num_classes=space.num_classes,
+        shifted=facts.shifted,
+        label_names=facts.label_names,
+        columns=spool.columns,
+        imported=imported,
+        shard_examples=max(1, config.shard_tokens * len(spool) // max(1, sum(spool.lengths))),
+        num_examples=len(spool),
+    )
+
+
+def _require_room(
+    config: ImportConfig, top_k: int, space: Space, facts: Facts, findings: Findings
+) -> None:
+    """Refuse a K that says more, or other things, than the rows.
+
+    Raises:
+        ConfigError: names K and what the rows hold.
+    """
+    rows = f"rows of {findings.least:,} to {findings.most:,} entries"
+    if top_k > findings.most:
+        raise ConfigError(f"top_k: {top_k:,}, but the dump has {rows}; lower it")
+    if top_k > findings.least and not config.codec.short:
+        raise ConfigError(
+            f"codec: {config.codec.name} keeps as many entries in every row, the dump has {rows};"
+            f" set codec to lossless, or top_k to {findings.least:,}"
+        )
+    if top_k == space.num_classes > findings.least:
+        raise ConfigError(
+            f"top_k: {top_k:,} are all classes, but the dump has {rows}; set it to"
+            f" {top_k - 1:,} or less"
+        )
+    if facts.tail_draws and top_k < findings.most:
+        raise ConfigError(
+            f"top_k: {top_k:,} of {findings.most:,} entries, but the draws beside them stand for"
+            " the rest alone; leave top_k out"
+        )
+
+
+def _write(writer: CacheWriter, reading: DumpReading, spool: Spool, bar: RowProgress) -> None:
+    """Write the shards that do not stand yet; those that do are read past."""
+    draft, sounds = writer.draft, reading.sounds(Findings())
+    for index in range(draft.num_shards):
+        if len(writer.finished) == draft.num_shards:
+            return
+        first, size = index * draft.shard_examples, draft.shard_size(index)
+        if index in writer.finished:
+            deque(islice(sounds, size), maxlen=0)
+            continue
+        with writer.shard(index) as target:
+            for place, (sound, columns) in enumerate(islice(sounds, size)):
+                target.add(
+                    sound.keep(
+                        int(draft.targets.top_k),
+                        draft.num_classes,
+                        draft.targets.temperatures,
+                        {name: columns.get(name) for name in spool.columns},
+                    )
+                )
+                bar.advance(first + place + 1)
