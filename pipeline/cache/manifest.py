@@ -102,8 +102,9 @@ class Draft(StrictModel):
             )
         if len(kept.temperatures) > _MOST_TEMPERATURES:
             raise ValueError(f"has {len(kept.temperatures)} temperatures")
-        if self.label_names is not None and len(self.label_names) != self.num_classes:
-            raise ValueError(f"names {len(self.label_names)} of {self.num_classes} classes")
+        names, labels = self.label_names, self.task["name"] == "multi-label-classification"
+        if names is not None and len(names) != self.num_classes and not labels:
+            raise ValueError(f"names {len(names)} of {self.num_classes} classes")
         return self
 
     @property

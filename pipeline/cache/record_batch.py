@@ -11,6 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache.bounds import (
+    require_features,
+    require_fitting,
+    require_no_nulls,
+    require_numbers,
+    require_values,
+)
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.coded import LABEL, CodedTargets, JoinedTargets, Rows
 from pipeline.cache.manifest import Draft
@@ -85,15 +92,24 @@ class Batch:
         self._batch = batch
         self._rows = int(batch.num_rows)
         self.visits = 0
+        names = batch.schema.names
+        require_no_nulls([batch.column(name) for name in names if name not in draft.columns])
         lists = [_split_list(batch.column(name)) for name in (*TOKENS, TARGETS)]
-        self._ends = [ends for ends, _ in lists]
+        ends = [ends for ends, _ in lists]
+        self._ends = [one.tolist() for one in ends]
         # Copies, because nobody may write to Arrow's memory, which torch has no way of knowing.
         self._tokens, self._segments = (
-            np.frombuffer(buffers[1], np.int32, ends[-1]).copy() for ends, buffers in lists[:2]
+            require_values(buffers[1], "int32", int(ends[-1])).copy() for ends, buffers in lists[:2]
         )
-        self._fields = _split_struct(lists[2][1], lists[2][0][-1], kinds)
+        self._fields = _split_struct(lists[2][1], int(ends[2][-1]), kinds)
         self._positions = self._fields.pop("position")[:, 0].copy()
         self._labels = self._fields[LABEL][:, 0].copy()
+        labels = len(draft.label_names or ())
+        require_fitting(ends[0], self._segments, ends[1], ends[2], self._positions, labels)
+        require_numbers(self._tokens, self._labels, draft.num_classes)
+        if FEATURES[0] in names:
+            starts, counts = (batch.column(name).to_numpy() for name in FEATURES)
+            require_features(starts, counts, np.diff(ends[0]), np.diff(ends[2]))
         self._shifted = self._find_shifted() if draft.shifted else frozenset()
         sizes = (field.nbytes for field in self._fields.values())
         self.nbytes = sum(sizes) + 2 * self._tokens.nbytes + 2 * self._labels.nbytes
@@ -157,10 +173,10 @@ class Batch:
         return frozenset(np.repeat(np.arange(self._rows), counts)[wrong].tolist())
 
 
-def _split_list(column: Any) -> tuple[list[int], list[Any]]:
+def _split_list(column: Any) -> tuple[np.ndarray, list[Any]]:
     """Offsets of a list column, and the buffers of what it lists; it begins where they do."""
     _, offsets, *buffers = column.buffers()
-    return np.frombuffer(offsets, np.int64, len(column) + 1).tolist(), buffers
+    return require_values(offsets, "int64", len(column) + 1), buffers
 
 
 def _split_struct(
@@ -175,5 +191,5 @@ def _split_struct(
     at = 0
     for name, (dtype, width) in kinds.items():
         at += 3 if width > 1 else 2
-        fields[name] = np.frombuffer(buffers[at], dtype, count * width).reshape(count, width)
+        fields[name] = require_values(buffers[at], dtype, count * width).reshape(count, width)
     return fields

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _SEEN = 2  # times an id was kept; one that was kept once says nothing about the next batch
 LARGE = 2**14  # numbers from which on torch's loops save more than its calls cost over numpy's
+_LETTERS = 8  # of a class in decimal, with a blank
 _WORTH = 2**8  # classes; below, a gap is one byte and hardly gets smaller
 
 
@@ -45,7 +46,12 @@ class Ranking:
         Raises:
             ValueError: no numbers, or no such classes.
         """
-        frequent = np.array(text.split(), dtype=np.int32)
+        if len(text) > _LETTERS * num_classes:
+            raise ValueError("frequent_ids holds more than every class once")
+        try:
+            frequent = np.array(text.split(), dtype=np.int32)
+        except OverflowError as error:
+            raise ValueError("frequent_ids holds a number of no class") from error
         known = not len(frequent) or 0 <= frequent.min() <= frequent.max() < num_classes
         if not known or len(np.unique(frequent)) != len(frequent):
             raise ValueError("frequent_ids holds something else than different classes")
