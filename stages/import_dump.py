@@ -17,11 +17,11 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from pipeline.cache import CacheWriter, Draft, Identity, TargetsSpec, hash_id
-from pipeline.cache.index import hash_file
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
 from pipeline.exchange import Dump, Facts, Findings, Space
 from pipeline.identity import digest_json
+from pipeline.storage import hash_file
 from pipeline.tasks import TASKS
 from pipeline.tasks.causal_lm import CausalLM, count_ids
 from pipeline.teacher import Spool

@@ -47,6 +47,13 @@ def write_ids(path: Path, ids: Iterable[str], id_of: Callable[[int], str]) -> No
     write_table(path / BLOCKS, _describe_blocks(map_file(path / IDS)))
 
 
+def read_ids(path: Path) -> Block:
+    """The whole index: hashes, ascending, and their rows."""
+    table = read_table(path / IDS)
+    hashes, rows = (table[name].chunk(0).to_numpy() for name in _COLUMNS)
+    return hashes, rows
+
+
 class IdIndex:
     """Finds the rows of an id; what was read of the index last is kept.
 
@@ -79,8 +86,7 @@ class IdIndex:
         if (self._path / BLOCKS).is_file():
             table = read_table(self._path / BLOCKS)
             return {name: table[name].to_numpy() for name in table.column_names}
-        table = read_table(self._path / IDS)
-        self._kept[0] = tuple(table[name].chunk(0).to_numpy() for name in _COLUMNS)
+        self._kept[0] = read_ids(self._path)
         return {"first_hash": np.zeros(1, np.uint64)}
 
     @cached_property

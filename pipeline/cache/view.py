@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.groups import count_before, join_runs, locate
-from pipeline.cache.index import RowRuns, read_ids
+from pipeline.cache.ids import read_ids
+from pipeline.cache.index import RowRuns
 from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.view_file import (
