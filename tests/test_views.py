@@ -35,6 +35,7 @@ from pipeline.cache.documents import write_sealed
 from pipeline.cache.sizes import column_bytes
 from pipeline.cache.view_file import write_runs
 from pipeline.errors import CacheError, MismatchError
+from pipeline.storage import as_path, writing_folder
 from pipeline.tasks.causal_lm import CausalLM
 
 ROWS = 23
@@ -312,3 +313,20 @@ def test_caches_of_other_settings_are_no_view(cache, tmp_path):
     other = TeacherCache.open(tmp_path / "other")
     with pytest.raises(MismatchError, match="num_classes 60, asked for 50"):
         write_view(tmp_path / "view", [*list_parts(cache), *list_parts(other)])
+
+
+def test_views_and_caches_lie_in_stores_too(cache, draft, tmp_path):
+    store = as_path("memory://shelf/views")
+    with writing_folder(store / "cache") as folder:
+        shutil.copytree(cache.path, folder, dirs_exist_ok=True)
+    remote = TeacherCache.open(store / "cache")
+    for path in (tmp_path / "view", store / "view", store / "cache" / "inside"):
+        view = make_view(remote, path, [1, 4, 20])
+        assert_same(view[2], cache[20])
+    parts = [
+        json.loads((p / "view.json").read_text())["parts"]
+        for p in (store / "view", tmp_path / "view")
+    ]
+    assert [part["path"] for (part,) in parts] == ["memory://shelf/views/cache"] * 2
+    with pytest.raises(CacheError, match="cannot speak of"):
+        make_view(cache, store / "other", [1])

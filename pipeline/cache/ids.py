@@ -47,13 +47,6 @@ def write_ids(path: Path, ids: Iterable[str], id_of: Callable[[int], str]) -> No
     write_table(path / BLOCKS, _describe_blocks(map_file(path / IDS)))
 
 
-def read_ids(path: Path) -> Block:
-    """The whole index: hashes, ascending, and their rows."""
-    table = read_table(path / IDS)
-    hashes, rows = (table[name].chunk(0).to_numpy() for name in _COLUMNS)
-    return hashes, rows
-
-
 class IdIndex:
     """Finds the rows of an id; what was read of the index last is kept.
 
@@ -81,12 +74,27 @@ class IdIndex:
             found += rows[first:last].tolist()
         return found
 
+    def read_hashes(self, count: int) -> np.ndarray:
+        """[count] uint64, the hash of each row's id, by row.
+
+        Raises:
+            CacheError: the index is missing or damaged, or of another number of rows.
+        """
+        by_row = np.zeros(count, dtype=np.uint64)
+        for block in range(len(self._table["first_hash"])):
+            hashes, rows = self._block(block)
+            if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+                raise self._damage(f"it speaks of rows beyond {count:,}")
+            by_row[rows] = hashes
+        return by_row
+
     @cached_property
     def _table(self) -> dict[str, np.ndarray]:
         if (self._path / BLOCKS).is_file():
             table = read_table(self._path / BLOCKS)
             return {name: table[name].to_numpy() for name in table.column_names}
-        self._kept[0] = read_ids(self._path)
+        table = read_table(self._path / IDS)
+        self._kept[0] = tuple(table[name].chunk(0).to_numpy() for name in _COLUMNS)
         return {"first_hash": np.zeros(1, np.uint64)}
 
     @cached_property

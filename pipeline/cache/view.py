@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.groups import count_before, join_runs, locate
-from pipeline.cache.ids import read_ids
 from pipeline.cache.index import RowRuns
 from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
 from pipeline.cache.reader import TeacherCache
@@ -137,13 +136,9 @@ def list_sources(cache: TeacherCache) -> list[Taken]:
 
 def hash_rows(cache: TeacherCache) -> np.ndarray:
     """[n] uint64, the hash of each row's example id."""
-    hashes = []
-    for part in list_parts(cache):
-        ordered, rows = read_ids(part.cache.path)
-        by_row = np.empty(len(part.cache), dtype=np.uint64)
-        by_row[rows] = ordered
-        hashes.append(by_row[part.rows[:]])
-    return np.concatenate(hashes)
+    return np.concatenate(
+        [part.cache._ids.read_hashes(len(part.cache))[part.rows[:]] for part in list_parts(cache)]
+    )
 
 
 def select_rows(cache: TeacherCache, rows: RowRuns) -> list[Part]:

@@ -20,7 +20,7 @@ from pipeline.cache.index import RowRuns, read_table
 from pipeline.cache.signals import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
-from pipeline.storage import hash_file, write_bytes
+from pipeline.storage import as_path, hash_file, is_local, write_bytes
 
 VIEW = "view.json"
 
@@ -143,13 +143,27 @@ def _runs_file(path: Path, digest: str) -> Path:
 
 
 def relate(cache: Path, folder: Path) -> str:
-    """The path of a cache from the folder of a view, so that both can be moved together."""
-    target, origin = cache.resolve().parts, folder.resolve().parts
-    pairs = zip(target, origin, strict=False)
-    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(target), len(origin)))
-    return "/".join([".."] * (len(origin) - shared) + list(target[shared:])) or "."
+    """The path of a cache from the folder of a view, so that both can be moved together; its URL
+    where it lies in a store, but not in this folder.
+
+    Raises:
+        CacheError: the view lies in a store and the cache on this machine.
+    """
+    if is_local(cache) and is_local(folder):
+        target, origin = cache.resolve().parts, folder.resolve().parts
+        pairs = enumerate(zip(target, origin, strict=False))
+        shared = next((at for at, (a, b) in pairs if a != b), min(len(target), len(origin)))
+        return "/".join([".."] * (len(origin) - shared) + list(target[shared:])) or "."
+    if is_local(cache):
+        raise CacheError(
+            f"{folder}: a view in a store cannot speak of {cache} on this machine; copy the cache"
+            " there, or give the view a folder here"
+        )
+    return str(cache).removeprefix(f"{folder}/")
 
 
 def find_cache(folder: Path, path: str) -> Path:
     """The folder of a cache that `relate` gave the path of."""
-    return Path(path) if "://" in path else (folder.resolve() / path).resolve()
+    if "://" in path:
+        return as_path(path)
+    return (folder.resolve() / path).resolve() if is_local(folder) else folder / path

@@ -100,7 +100,7 @@ def read_into(path: Path, start: int, content: memoryview) -> None:
             opened.seek(start)
             size = opened.readinto(content)
     else:
-        content[:] = memoryview(RangeReader(path).read(start, len(content)))
+        content[:] = memoryview(RangeReader(path).read(start, len(content))).cast("B")
         size = len(content)
     if size != len(content):
         raise OSError(f"{path.name} ends after {start + size:,} bytes")
