@@ -10,7 +10,6 @@ class that one of them kept must be known from the others.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -26,6 +25,7 @@ from pipeline.examples import CachedExample, Example
 from pipeline.joining import load_tokenizer
 from pipeline.losses.base import Loss, Unit
 from pipeline.reading import Reading
+from pipeline.storage import Location
 from pipeline.targets import Targets
 from pipeline.tasks import Task
 
@@ -39,7 +39,7 @@ class TeacherShare(StrictModel):
         by, weights: times this for examples whose column `by` has the value; 1 for others.
     """
 
-    cache: Path
+    cache: Location
     weight: float = Field(default=1.0, ge=0.0)
     by: str | None = None
     weights: dict[str, float] = Field(default={})

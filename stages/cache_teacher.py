@@ -23,6 +23,7 @@ from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.sources import DataConfig, Rows, load_rows
+from pipeline.storage import Location, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS, Task
 from pipeline.teacher import (
     CaptureSpec,
@@ -61,7 +62,7 @@ class CacheConfig(StrictModel):
         seed: of the tail draws.
     """
 
-    output: Path
+    output: Location
     task: Annotated[Task, *member_of(TASKS, "task")]
     data: DataConfig
     teacher: TeacherConfig
@@ -112,7 +113,8 @@ def _capture(
     output = config.output
     teacher, asked = _let_write(config, task, rows, tokenizer, console)
     spool = Spool.write(
-        output / "examples.arrow", task.examples(asked, tokenizer, config.data.carry)
+        scratch_folder(output) / "examples.arrow",
+        task.examples(asked, tokenizer, config.data.carry),
     )
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
@@ -123,8 +125,9 @@ def _capture(
         log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
         if 0 < len(writer.finished) < writer.draft.num_shards:
             require_same_libraries(output, log)
-        (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        tokenizer.save_pretrained(output / "tokenizer")
+        write_bytes(output / "config.yaml", dump_config(config).encode())
+        with writing_folder(output / "tokenizer") as folder:
+            tokenizer.save_pretrained(folder)
         if teacher.head is not None and spec.head:
             write_head(output, teacher.head)
         batch_tokens, workers = config.batch.resolve(teacher)

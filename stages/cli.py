@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
+from pipeline.storage import as_path
 from stages import view_commands
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -132,7 +133,9 @@ def compare_command(
 
 @app.command("export")
 def export_command(
-    source: Annotated[Path, typer.Argument(help="The folder of a finished student, or a cache.")],
+    source: Annotated[
+        Path, typer.Argument(parser=as_path, help="The folder of a finished student, or a cache.")
+    ],
     format: Annotated[
         str | None,
         typer.Option(
@@ -242,7 +245,9 @@ def sweep_command(
 
 @app.command("inspect")
 def inspect_command(
-    cache: Annotated[Path, typer.Argument(help="The folder of a finished cache.")],
+    cache: Annotated[
+        Path, typer.Argument(parser=as_path, help="The folder or URL of a finished cache.")
+    ],
     example: Annotated[
         str | None, typer.Option(help="An example id: show its text token by token.")
     ] = None,

@@ -25,6 +25,7 @@ from pipeline.report import (
     render_page,
 )
 from pipeline.runs import read_curve, read_result
+from pipeline.storage import as_path
 
 _TIMED = ("seconds", "forward_seconds")
 
@@ -159,7 +160,7 @@ def _read_caches(runs: Sequence[RunReport]) -> tuple[list[CacheReport], list[str
     for run in runs:
         path, digest = run.result.config.get("cache"), run.result.identity.get("cache")
         if path and digest:
-            users.setdefault((Path(path), digest), []).append(run.label)
+            users.setdefault((as_path(path), digest), []).append(run.label)
     caches, notes = [], []
     if len({digest for _, digest in users}) > 1:
         parts = [f"{path} ({', '.join(labels)})" for (path, _), labels in users.items()]

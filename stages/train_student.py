@@ -34,6 +34,7 @@ from pipeline.staging import (
     merge_stages,
     require_stages,
 )
+from pipeline.storage import Location
 from pipeline.student import (
     FromScratch,
     Origin,
@@ -73,7 +74,7 @@ class StudentConfig(StrictModel):
         seed: of the weights, the order and dropout.
     """
 
-    cache: Path
+    cache: Location
     output: Path
     student: Origin
     inputs: DataConfig | None = None

@@ -27,6 +27,7 @@ from pipeline.resuming import check_run_folder, finish_run, last_checkpoint
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
+from pipeline.storage import Location
 from pipeline.student import Origin, build_student, name_labels
 from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
@@ -43,7 +44,7 @@ class TaskConfig(StrictModel):
         share: how often a batch is of this task, relative to the others.
     """
 
-    cache: Path
+    cache: Location
     inputs: DataConfig | None = None
     losses: list[Annotated[Loss, *member_of(LOSSES, "loss")]] = Field(min_length=1)
     further_teachers: FurtherTeachers | None = None

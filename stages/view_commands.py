@@ -5,8 +5,13 @@ from typing import Annotated
 
 import typer
 
-Cache = Annotated[Path, typer.Argument(help="The folder of a finished cache, or of a view.")]
-Output = Annotated[Path, typer.Argument(help="Where the view goes.")]
+from pipeline.storage import as_path
+
+Cache = Annotated[
+    Path,
+    typer.Argument(parser=as_path, help="The folder or URL of a finished cache, or of a view."),
+]
+Output = Annotated[Path, typer.Argument(parser=as_path, help="Where the view goes.")]
 
 
 def select_command(
@@ -65,7 +70,10 @@ def filter_command(
 
 def merge_command(
     caches: Annotated[
-        list[Path], typer.Argument(help="Two or more caches or views, and where the view goes.")
+        list[Path],
+        typer.Argument(
+            parser=as_path, help="Two or more caches or views, and where the view goes."
+        ),
     ],
 ) -> None:
     """Join caches of one teacher, tokenizer, task and settings as a view of all their examples.

@@ -9,6 +9,7 @@ from rich.console import Console
 from pipeline.generating import generated_rows, write_texts
 from pipeline.identity import digest_json
 from pipeline.sources import DataConfig, Rows
+from pipeline.storage import scratch_folder
 from pipeline.tasks import Task
 from pipeline.tasks.generation import Writer
 from stages.progress import RowProgress
@@ -38,7 +39,7 @@ def write_targets(
         key: what else decides them, beside task and rows: teacher, tokenizer and seed.
     """
     decided = {**key, "task": task.model_dump(mode="json"), "data": rows.digest}
-    file, seed = cache / _FILE, int(key["seed"])
+    file, seed = scratch_folder(cache) / _FILE, int(key["seed"])
     with RowProgress(console, "generating", len(rows)) as bar:
         write_texts(rows, task, model, tokenizer, file, digest_json(decided), seed, bar.advance)
     return generated_rows(rows, task, file)
@@ -46,4 +47,4 @@ def write_targets(
 
 def forget_targets(cache: Path) -> None:
     """Remove the file: the cache stands, and its examples hold the texts."""
-    (cache / _FILE).unlink(missing_ok=True)
+    (scratch_folder(cache) / _FILE).unlink(missing_ok=True)

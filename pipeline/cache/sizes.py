@@ -18,8 +18,10 @@ from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
 from pipeline.cache.view import list_sources
+from pipeline.storage import is_local, list_files, map_file
 
 FRAMING = "(arrow framing)"
+_FETCHED_SHARDS = 4  # of a store; the others are taken to be like them
 _FILE_HEADER = 8  # "ARROW1" and two bytes of padding, then the stream format
 
 
@@ -30,7 +32,8 @@ def column_bytes(cache: TeacherCache) -> dict[str, int]:
     Returns:
         Column of rows.arrow or field of its targets -> bytes; "hidden <signal>" for each signal;
         and in round brackets what is no column: arrow framing, index, tokenizer, projections, other
-        files. The sum is that of all files, but for a view's own few.
+        files. The sum is that of all files, but for a view's own few; of a cache in a store the
+        columns of a few shards stand for all.
     """
     sizes: Counter[str] = Counter()
     for source in list_sources(cache):
@@ -41,17 +44,21 @@ def column_bytes(cache: TeacherCache) -> dict[str, int]:
 
 def _sum_folder(folder: Path) -> Counter[str]:
     sizes: Counter[str] = Counter()
-    for file in sorted(folder.rglob("*")):
-        if not file.is_file():
-            continue
-        parts = file.relative_to(folder).parts
-        size = file.stat().st_size
+    rows: dict[str, int] = {}
+    for name, size in sorted(list_files(folder).items()):
+        parts = tuple(name.split("/"))
         if parts[0] == "shards" and parts[-1] == ROWS:
-            columns = _sum_columns(file)
-            sizes.update(columns)
-            sizes[FRAMING] += size - columns.total()
+            rows[name] = size
         else:
             sizes[_purpose(parts)] += size
+    looked = list(rows) if is_local(folder) else list(rows)[:_FETCHED_SHARDS]
+    columns: Counter[str] = Counter()
+    for name in looked:
+        columns.update(_sum_columns(folder / name))
+    share = sum(rows.values()) / max(1, sum(rows[name] for name in looked))
+    found = Counter({name: round(size * share) for name, size in columns.items()})
+    sizes.update(found)
+    sizes[FRAMING] += sum(rows.values()) - found.total()
     return sizes
 
 
@@ -67,7 +74,7 @@ def _purpose(parts: tuple[str, ...]) -> str:
 
 def _sum_columns(file: Path) -> Counter[str]:
     sizes: Counter[str] = Counter()
-    with pa.memory_map(str(file)) as opened:
+    with pa.BufferReader(map_file(file)) as opened:
         schema = pa.ipc.open_file(opened).schema
         owners = [owner for field in schema for owner in _name_buffers(field.name, field.type)]
         opened.seek(0)
