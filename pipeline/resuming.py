@@ -16,35 +16,50 @@ import yaml
 
 from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
+from pipeline.lineage import IDENTITY, require_same_lineage
 from pipeline.runs import Result, write_json, write_result
 
 
-def check_run_folder(output: Path, config: StrictModel) -> bool:
+def check_run_folder(
+    output: Path, config: StrictModel, lineage: Mapping[str, str] | None = None
+) -> bool:
     """Whether the run in the folder is finished; a folder of another config is refused.
 
-    Writes config.yaml into a folder where nothing was trained yet.
+    Writes config.yaml into a folder where nothing was trained yet, and identity.json beside it.
+
+    Args:
+        lineage: what the run learns from, see `describe_lineage`; None where it is no student.
 
     Raises:
         ConfigError: the folder holds a run, finished or under way, of another config.
+        MismatchError: it has learned from something else.
     """
     path = output / "config.yaml"
     text = dump_config(config)
     finished = (output / "result.json").is_file()
-    if path.is_file():
+    if path.is_file() and (finished or _begun(output / "checkpoints")):
         there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
-        if there == here:
-            return finished
-        if finished or _begun(output / "checkpoints"):
+        if there != here:
             key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
             raise ConfigError(
                 f"{output}: holds a run of another config ({key}: {there.get(key)} there,"
                 f" {here.get(key)} here); choose another output, or delete the folder"
             )
+        if lineage is not None:
+            require_same_lineage(output, lineage)
+        return finished
     output.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"config.yaml.{os.getpid()}")
+    _write_whole(path, text)
+    if lineage is not None:
+        _write_whole(output / IDENTITY, json.dumps(dict(lineage), indent=2) + "\n")
+    return finished
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Several processes write the same; whoever looks sees the whole of it."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
-    draft.replace(path)  # whole for every process that looks
-    return False
+    draft.replace(path)
 
 
 def finish_run(output: Path, result: Result) -> None:

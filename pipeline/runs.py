@@ -2,6 +2,7 @@
 
 <run>/
   config.yaml         the resolved config
+  identity.json       digests of what it learns from
   metrics.jsonl       one line per log: {"step": ..., "split": "train"|"eval", "<name>": value, ...}
                       and "stage" where there are several
   config.json, model.safetensors, tokenizer files, README.md     what from_pretrained opens
@@ -32,7 +33,8 @@ class Result:
         kind: "student" or "teacher".
         task: the task's name.
         config: the resolved config.
-        identity: digests of what it was trained on; `cache` (manifest digest) for a student.
+        identity: digests of what it was trained on; for a student `cache` (manifest digest) and
+            what else `describe_lineage` tells.
         model: architecture name, parameters (count), layers, hidden_size where known.
         training: steps, epochs, examples_seen, tokens_seen, seconds (training only), device,
             threads.

@@ -63,6 +63,14 @@ class FurtherTeachers(StrictModel):
     caches: dict[str, TeacherShare] = Field(min_length=1)
     combine: Literal["fixed", "confidence"] = "fixed"
 
+    def open(self) -> dict[str, TeacherCache]:
+        """The caches by name.
+
+        Raises:
+            CacheError: one is not there, or not finished.
+        """
+        return {name: TeacherCache.open(share.cache) for name, share in self.caches.items()}
+
     def expand(self, losses: Sequence[Loss]) -> list[Loss]:
         """Each loss that reads a teacher once for every teacher, unless it names one itself.
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from pipeline.config import load_config
 from pipeline.errors import StillroomError
 from pipeline.evaluation import measure, score_model
+from pipeline.lineage import describe_lineage, require_same_lineage
 from pipeline.metrics import Metric
 from pipeline.reading import Reading
 from pipeline.runs import read_result
@@ -48,12 +49,14 @@ def open_run(run: Path) -> FinishedRun:
     """Open a finished student's run.
 
     Raises:
-        StillroomError: no finished run, no student, or its cache is gone.
+        StillroomError: no finished run, no student, or its cache is gone, or another one.
     """
     if read_result(run).kind != "student":
         raise StillroomError(f"{run}: is a teacher; its metrics are in {run / 'result.json'}")
     config = load_config(StudentConfig, run / "config.yaml")
-    return FinishedRun(run, config, read_cache(config))
+    reading = read_cache(config)
+    require_same_lineage(run, describe_lineage(reading))
+    return FinishedRun(run, config, reading)
 
 
 @quiet_libraries()

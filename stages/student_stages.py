@@ -80,7 +80,7 @@ def listen(
         losses = [_introduce(loss, depth, reading.cache) for loss in terms]
         collator = reading.collator(losses)
         return losses, collator, reading.widths(collator.signals)
-    caches = {name: TeacherCache.open(share.cache) for name, share in section.caches.items()}
+    caches = section.open()
     losses = []
     for loss in section.expand(terms):
         cache = reading.cache if loss.teacher is None else caches[loss.teacher]

@@ -19,9 +19,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from pipeline.cache import TeacherCache
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
 from pipeline.identity import digest_json
+from pipeline.lineage import describe_cache
 from pipeline.metrics import Metric
 from pipeline.resuming import check_run_folder
 from pipeline.runs import read_result
@@ -141,7 +143,8 @@ def _take_turns(plan: Sweep, proposer: Proposer, failed: list[str]) -> None:
 def _train(plan: Sweep, config: StudentConfig, settings: Mapping[str, Any]) -> str | None:
     """Train a run that is not finished; what it said last where it fails."""
     try:
-        if check_run_folder(config.output, config):
+        known = describe_cache(TeacherCache.open(config.cache))
+        if check_run_folder(config.output, config, known):
             return None
         if plan.jobs == 1:  # importing the libraries takes longer than many a run
             train_student(config)

@@ -19,6 +19,7 @@ from pipeline.config import StrictModel
 from pipeline.evaluation import measure, teacher_scores
 from pipeline.freezing import Freeze, Freezing
 from pipeline.joining import load_tokenizer
+from pipeline.lineage import describe_lineage
 from pipeline.lockstep import Seat
 from pipeline.optimizing import LearningRates
 from pipeline.reading import Reading, open_reading
@@ -123,7 +124,8 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     """
     reading = read_cache(config)
     manifest = reading.cache.manifest
-    if check_run_folder(config.output, config):
+    lineage = describe_lineage(reading, config.further_teachers)
+    if check_run_folder(config.output, config, lineage):
         return config.output
     model = build_student(
         config.student, reading.task, reading.num_classes, reading.tokenizer, config.seed
@@ -150,7 +152,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         kind="student",
         task=reading.task.name,
         config=config.model_dump(mode="json"),
-        identity={"cache": manifest.digest},
+        identity=lineage,
         model=describe_model(model, parameters, reading.task.auto_class),
         training=outcome.describe(),
         metrics=outcome.metrics,

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, MismatchError
 from pipeline.evaluation import measure
 from pipeline.identity import digest_tokenizer
 from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
+from pipeline.lineage import describe_lineage, require_same_lineage
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
@@ -34,7 +35,12 @@ from pipeline.terms import PROJECTIONS, attach_projections
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 from stages.student_stages import choose_examples, listen
-from stages.train_student import StudentConfig, describe_findings, describe_model, read_cache
+from stages.train_student import (
+    StudentConfig,
+    describe_findings,
+    describe_model,
+    read_cache,
+)
 
 
 class TaskConfig(StrictModel):
@@ -108,16 +114,24 @@ def train_tasks(config: TasksConfig) -> list[Path]:
     """
     configs = config.students()
     folders = [one.output for one in configs.values()]
-    check_run_folder(config.output, config)
-    if all((folder / "result.json").is_file() for folder in folders):
-        return folders
     readings = {name: read_cache(one) for name, one in configs.items()}
+    lineages = {
+        name: describe_lineage(reading, configs[name].further_teachers)
+        for name, reading in readings.items()
+    }
+    told = {f"{name}.{k}": v for name, known in lineages.items() for k, v in known.items()}
+    check_run_folder(config.output, config, told)
+    if all((folder / "result.json").is_file() for folder in folders):
+        for name, lineage in lineages.items():
+            require_same_lineage(configs[name].output, lineage)
+        return folders
     _require_one_tokenizer(readings)
     lessons = _make_lessons(config, configs, readings)
     took = _train(config, lessons)
     for lesson in lessons:
         delattr(lesson.model, PROJECTIONS)
-        _finish(configs[lesson.name], readings[lesson.name], lesson, took)
+        name = lesson.name
+        _finish(configs[name], readings[name], lineages[name], lesson, took)
     shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
     return folders
 
@@ -206,6 +220,7 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
 def _finish(
     config: StudentConfig,
     reading: Reading,
+    lineage: dict[str, str],
     lesson: Lesson,
     took: dict[str, Any],
 ) -> None:
@@ -221,7 +236,7 @@ def _finish(
         kind="student",
         task=task.name,
         config=config.model_dump(mode="json"),
-        identity={"cache": reading.cache.manifest.digest},
+        identity=lineage,
         model=describe_model(lesson.model, lesson.model.num_parameters(), task.auto_class),
         training=took,
         metrics=measure(task, scores, evaluation.slices),

@@ -31,7 +31,16 @@ FLOORS: list[set[str]] = [
     {"sampling", "accounts"},
     {
         *("arguments", "batches", "capture", "crossing", "curve", "evaluation"),
-        *("exchange", "export", "freezing", "generating", "joining", "lessons", "loader"),
+        *(
+            "exchange",
+            "export",
+            "freezing",
+            "generating",
+            "joining",
+            "lessons",
+            "lineage",
+            "loader",
+        ),
         *("lockstep", "optimizing", "outputs", "reading", "resuming", "staging"),
         *("teachers", "terms", "trainer", "training"),
     },
