@@ -66,7 +66,7 @@ def require_same_lineage(run: Path, found: Mapping[str, str]) -> None:
     if not names:
         return
     # A cache differs where a part of it does; the part says more.
-    names.sort(key=lambda name: name == "cache")
+    names.sort(key=lambda name: name.endswith("cache"))
     shown = [f"{name} {known[name][:8]}…, found {found[name][:8]}…" for name in names[:4]]
     raise MismatchError(
         f"{run}: learned from {'; '.join(shown)}; give it what it was trained on, or train into"

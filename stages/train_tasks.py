@@ -119,11 +119,11 @@ def train_tasks(config: TasksConfig) -> list[Path]:
         name: describe_lineage(reading, configs[name].further_teachers)
         for name, reading in readings.items()
     }
+    for name, lineage in lineages.items():
+        require_same_lineage(configs[name].output, lineage)
     told = {f"{name}.{k}": v for name, known in lineages.items() for k, v in known.items()}
     check_run_folder(config.output, config, told)
     if all((folder / "result.json").is_file() for folder in folders):
-        for name, lineage in lineages.items():
-            require_same_lineage(configs[name].output, lineage)
         return folders
     _require_one_tokenizer(readings)
     lessons = _make_lessons(config, configs, readings)
