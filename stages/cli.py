@@ -266,6 +266,34 @@ app.command("filter")(view_commands.filter_command)
 app.command("merge")(view_commands.merge_command)
 
 
+@app.command("verify")
+def verify_command(
+    cache: Annotated[Path, typer.Argument(help="The folder of a cache, finished or not.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Queue damaged shards again, mend what can be.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Examples to look at, in place of all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    bytes_only: Annotated[
+        bool, typer.Option("--bytes-only", help="Sizes and checksums; decode nothing.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report for machines.")] = False,
+) -> None:
+    """Check every byte of a cache and what it means; exit code 0 where it is whole, 3 where it is
+    sound but not finished, 4 where it is damaged.
+
+    Example: stillroom verify data/caches/demo --repair
+    """
+    from pipeline.cache.verifying import Depth
+    from stages.verify import verify
+
+    depth = Depth(not bytes_only, sample, seed, jobs)
+    raise typer.Exit(verify(cache, depth, repair, as_json))
+
+
 def find_config(kind: str, name: str) -> Path:
     """The file of a config: a path, or the name of a shipped one.
 

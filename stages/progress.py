@@ -24,7 +24,7 @@ _LINE_SECONDS = 30.0  # between lines where there is no terminal
 class RowProgress:
     """Rows that are done, percent and time left."""
 
-    def __init__(self, console: Console, verb: str, rows: int) -> None:
+    def __init__(self, console: Console, verb: str, rows: int | None = None) -> None:
         self._bar = Progress(
             TextColumn(verb),
             BarColumn(),
@@ -44,9 +44,9 @@ class RowProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, done: int) -> None:
-        """Show how many rows are done."""
-        self._bar.update(self._task, completed=done)
+    def advance(self, done: int, total: int | None = None) -> None:
+        """Show how many rows are done, and of how many where that was not known before."""
+        self._bar.update(self._task, completed=done, total=total)
 
 
 class CaptureProgress:

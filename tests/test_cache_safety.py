@@ -181,4 +181,4 @@ def test_no_examples_make_no_cache(tmp_path):
 def test_shards_of_unknown_origin_are_not_adopted(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(CacheError, match=r"neither draft\.json nor manifest\.json"):
-        CacheWriter(copy, DRAFT)
+        CacheWriter(copy, make_draft(9, signals=SIGNALS))

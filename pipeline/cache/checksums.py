@@ -1,30 +1,23 @@
 """Sizes and sha256 of files: taken when they are written, compared before they are believed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cache.manifest import Files
 from pipeline.errors import CacheError
-from pipeline.storage import hash_file
+from pipeline.storage import hash_file, list_files
 
 
 def sum_files(folder: Path, *parts: str) -> Files:
     """path -> [bytes, sha256] of all files below a folder, or of those of some parts of it."""
-    roots = [folder / part for part in parts] or [folder]
-    found = sorted((file for root in roots for file in walk(root)), key=lambda file: file.parts)
-    return {
-        file.relative_to(folder).as_posix(): (file.stat().st_size, hash_file(file))
-        for file in found
-    }
+    names = [name for part in parts for name in _list_part(folder, part)]
+    names = sorted(names if parts else list_files(folder), key=lambda name: name.split("/"))
+    return {name: ((folder / name).stat().st_size, hash_file(folder / name)) for name in names}
 
 
-def walk(path: Path) -> Iterator[Path]:
-    """A file itself, or all files below a folder; none where there is neither."""
-    if path.is_dir():
-        for child in path.iterdir():
-            yield from walk(child)
-    elif path.is_file():
-        yield path
+def _list_part(folder: Path, part: str) -> list[str]:
+    if (folder / part).is_file():
+        return [part]
+    return [f"{part}/{name}" for name in list_files(folder / part)]
 
 
 def find_difference(folder: Path, name: str, files: Files) -> str | None:
@@ -32,11 +25,11 @@ def find_difference(folder: Path, name: str, files: Files) -> str | None:
     size, digest = files[name]
     file = folder / name
     if not file.is_file():
-        return f"{file}: is missing"
+        return "is missing"
     if (found := file.stat().st_size) != size:
-        return f"{file}: has {found:,} bytes, expected {size:,}"
+        return f"has {found:,} bytes, expected {size:,}"
     if hash_file(file) != digest:
-        return f"{file}: fails its checksum"
+        return "fails its checksum"
     return None
 
 
@@ -48,4 +41,4 @@ def require_listed(folder: Path, files: Files, prefix: str) -> None:
     """
     for name in files:
         if name.startswith(prefix) and (damage := find_difference(folder, name, files)):
-            raise CacheError(f"{damage}; mend it with `stillroom verify --repair`")
+            raise CacheError(f"{folder / name}: {damage}; mend it with `stillroom verify --repair`")

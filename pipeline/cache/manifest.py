@@ -8,7 +8,7 @@ reader needs to decode the files, the codec included, is read from here and neve
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -114,6 +114,12 @@ class Draft(StrictModel):
         return Layout(self.num_classes, int(kept.top_k), kept.tail_draws, kept.temperatures)
 
     @property
+    def own_digest(self) -> str:
+        """sha256 of the draft, of a manifest too, by which its shards know it."""
+        text = canonical_json(self.model_dump(mode="json", include=set(Draft.model_fields)))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
     def num_shards(self) -> int:
         """How many shards the whole cache has."""
         return -(-self.num_examples // self.shard_examples)
@@ -133,6 +139,7 @@ class ShardInfo(StrictModel):
         ids: sha256 of its example ids, each followed by a newline.
         frequent_ids: the classes with the smallest numbers, see `Ranking`.
         files: path inside the shard -> [bytes, sha256]; fidelity: of the first shard's signals.
+        draft: `Draft.own_digest` of what it was written for.
     """
 
     index: Count
@@ -146,6 +153,7 @@ class ShardInfo(StrictModel):
     frequent_ids: str
     files: Files
     fidelity: dict[str, Fidelity] = optional({})
+    draft: str | None = optional()
 
     @property
     def bytes(self) -> int:
@@ -200,10 +208,19 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise CacheError(f"{path}: {_describe_absence(path)}")
-    raw = read_json(file)
+    return parse_document(Manifest, unseal_manifest(path), file)
+
+
+def unseal_manifest(path: Path) -> dict[str, Any]:
+    """The JSON of manifest.json, after its checksum.
+
+    Raises:
+        CacheError: it is missing or damaged.
+    """
+    raw = read_json(path / MANIFEST)
     if "files" in raw:  # as old as the checksum, which therefore must be there
-        raw = read_json(file, require_seal=True)
-    return parse_document(Manifest, raw, file)
+        raw = read_json(path / MANIFEST, require_seal=True)
+    return raw
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -114,6 +114,9 @@ class Batch:
         sizes = (field.nbytes for field in self._fields.values())
         self.nbytes = sum(sizes) + 2 * self._tokens.nbytes + 2 * self._labels.nbytes
 
+    def __len__(self) -> int:
+        return self._rows
+
     @cached_property
     def _scalars(self) -> dict[str, list[Any]]:
         names = (name for name in self._batch.schema.names if name not in (*TOKENS, TARGETS))

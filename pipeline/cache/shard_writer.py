@@ -114,6 +114,7 @@ class ShardWriter:
             frequent_ids=str(self._ranking or ""),
             files=sum_files(self._folder),
             fidelity=self._hidden.fidelity,
+            draft=self._draft.own_digest,
         )
         write_sealed(self._folder / SHARD, info.model_dump(mode="json"))
         sync_folder(self._folder)

@@ -35,7 +35,7 @@ from pipeline.errors import CacheError, DataError
 from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writing_folder
 
 # What stands beside the shards: folders, and files that reached the disk when they were written.
-_OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
+OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
 
 
 class CacheWriter:
@@ -123,7 +123,7 @@ class CacheWriter:
                 f" first is {missing[0]}; run the same command again to continue"
             )
         manifest = self._make_manifest(write_index(self.path, self.draft, self.path))
-        for folder in (self.path / part for part in _OUTSIDE):
+        for folder in (self.path / part for part in OUTSIDE):
             if folder.is_dir():
                 sync_tree(folder)
         write_manifest(self.path, manifest)
@@ -136,11 +136,7 @@ class CacheWriter:
             return read_manifest(self.path)
         if (self.path / DRAFT).is_file():
             return read_draft(self.path)
-        if (self.path / "shards").exists():
-            raise CacheError(
-                f"{self.path}: has shards but neither {DRAFT} nor {MANIFEST}, so nobody knows what"
-                " they are; remove the folder or choose another"
-            )
+        self._require_own()
         return None
 
     def _find_finished(self) -> set[int]:
@@ -155,8 +151,24 @@ class CacheWriter:
         }
 
     def _is_whole(self, folder: Path, found: Mapping[str, int]) -> bool:
-        sizes = {name: size for name, (size, _) in read_shard(folder).files.items()}
+        try:
+            sizes = {name: size for name, (size, _) in read_shard(folder).files.items()}
+        except CacheError:  # a damaged one is written again
+            return False
         return all(found.get(f"{folder.name}/{name}") == size for name, size in sizes.items())
+
+    def _require_own(self) -> None:
+        """Where the draft was lost with a damaged manifest, the shards know it by its digest."""
+        for index in range(self.draft.num_shards):
+            try:
+                found = read_shard(shard_folder(self.path, index)).draft
+            except CacheError:  # missing or damaged: it will be written
+                continue
+            if found != self.draft.own_digest:
+                raise CacheError(
+                    f"{self.path}: has shards but neither {DRAFT} nor {MANIFEST}, and they were"
+                    " written for other settings; remove the folder or choose another"
+                )
 
     def _make_manifest(self, shards: str) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
@@ -171,7 +183,7 @@ class CacheWriter:
             head=_hash(self.path / output_head.FILE),
             fidelity=read_shard(folders[0]).fidelity,
             totals=Totals(**totals),
-            files=sum_files(self.path, *_OUTSIDE),
+            files=sum_files(self.path, *OUTSIDE),
         )
 
 

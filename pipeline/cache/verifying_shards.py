@@ -1,0 +1,197 @@
+"""One shard, byte by byte, and what its bytes mean.
+
+shard.json -- its checksum, and the index's -> files: sizes, sha256 -> record batches, chunks:
+    decoded, checked as the writer did, counted, compared with shard.json
+"""
+
+import hashlib
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import torch
+
+from pipeline.cache.checksums import find_difference
+from pipeline.cache.chunks import CHUNK_ROWS
+from pipeline.cache.contents import CONTENTS
+from pipeline.cache.documents import read_json
+from pipeline.cache.findings import Finding, Kind
+from pipeline.cache.index import read_table
+from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.quantization import SCALE
+from pipeline.cache.record_batch import Batch
+from pipeline.cache.rows import check_example
+from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard
+from pipeline.cache.signals import list_arrays
+from pipeline.errors import CacheError, StillroomError
+from pipeline.examples import CachedExample
+from pipeline.identity import digest_example
+from pipeline.storage import hash_file, list_files
+
+
+class ShardCheck:
+    """Checks one shard.
+
+    Attributes:
+        info: what its shard.json says, None where that cannot be believed.
+        findings: what is wrong.
+    """
+
+    def __init__(
+        self, cache: Path, folder: Path, index: int, digest: str | None, sealed: bool
+    ) -> None:
+        """Check every byte of it.
+
+        Args:
+            cache, folder, index: which one.
+            digest: sha256 of its shard.json in the index, None without one.
+            sealed: whether its shard.json must have a checksum.
+        """
+        self.info: ShardInfo | None = None
+        self.findings: list[Finding] = []
+        self._folder, self._index = folder, index
+        self._prefix = folder.relative_to(cache).as_posix()
+        file = folder / SHARD
+        if not file.is_file():
+            self._add("hole", SHARD, "is missing")
+            return
+        try:
+            read_json(file, require_seal=sealed)
+            info = read_shard(folder)
+        except CacheError as error:
+            self._add("damage", SHARD, shorten(error, file))
+            return
+        if digest is not None and hash_file(file) != digest:
+            self._add("damage", SHARD, "is not the one that the index was written for")
+            return
+        self.info = info
+        self._check_files(info)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing but orphans was found."""
+        return all(finding.kind == "orphan" for finding in self.findings)
+
+    def decode(self, draft: Draft) -> None:
+        """Check what its bytes mean."""
+        info = self.info
+        if info is None or not self.sound:
+            return
+        own = {"index": self._index, "examples": draft.shard_size(self._index)}
+        own["first_row"] = self._index * draft.shard_examples
+        for name, expected in own.items():
+            self._compare(name, getattr(info, name), expected)
+        try:
+            shard = Shard(self._folder, draft, hash_file(self._folder / SHARD))
+            self._check_rows(shard, draft, info)
+            self._check_hidden(shard, draft, info)
+        except StillroomError as error:
+            self._add("damage", ROWS, shorten(error, self._folder))
+
+    def _add(self, kind: Kind, name: str, what: str) -> None:
+        self.findings.append(Finding(kind, f"{self._prefix}/{name}", what, self._index))
+
+    def _compare(self, name: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            self._add("count", SHARD, f"says {name} {found}, expected {expected}")
+
+    def _check_files(self, info: ShardInfo) -> None:
+        for name in info.files:
+            difference = find_difference(self._folder, name, info.files)
+            if difference is None:
+                continue
+            kind: Kind = "hole" if difference == "is missing" else "damage"
+            where = "".join(f"; {place}" for place in self._locate(name, info))
+            self._add(kind, name, difference + (where if kind == "damage" else ""))
+        listed = {SHARD, *info.files}
+        for name in sorted(list_files(self._folder).keys() - listed):
+            self._add("orphan", name, "belongs to nothing")
+
+    def _locate(self, name: str, info: ShardInfo) -> Iterator[str]:
+        """Which columns, record batches or chunks of a file are damaged."""
+        if name.startswith(f"{HIDDEN}/"):
+            yield f"signal {name.split('/')[1]}"
+        if name != ROWS:
+            return
+        with (self._folder / name).open("rb") as file:
+            found = False
+            for number, (_, start, size, checksum) in enumerate(info.batches):
+                file.seek(start)
+                if google_crc32c.value(file.read(size)) != checksum:
+                    found = True
+                    yield f"record batch {number}"
+            if not found:
+                yield "its schema or footer"
+
+    def _check_rows(self, shard: Shard, draft: Draft, info: ShardInfo) -> None:
+        counts = dict.fromkeys(("examples", "targets", "features", "tokens"), 0)
+        ids, contents = hashlib.sha256(), []
+        for number in range(len(info.batches)):
+            batch = shard.read_batch(number)
+            self._compare(f"batches.{number}", info.batches[number][0], len(batch))
+            for row in range(len(batch)):
+                example = self._check_row(batch, row, draft, counts["features"])
+                features = batch.features(row)
+                counts["examples"] += 1
+                counts["targets"] += len(example.targets)
+                counts["features"] += features.stop - features.start
+                counts["tokens"] += len(example.input_ids)
+                ids.update(f"{example.example_id}\n".encode())
+                contents.append(digest_example(example))
+        for name, count in counts.items():
+            self._compare(name, getattr(info, name), count)
+        self._compare("ids", info.ids, ids.hexdigest())
+        if (self._folder / CONTENTS).is_file():
+            kept = read_table(self._folder / CONTENTS)["content"].to_pylist()
+            if kept != contents:
+                self._add("damage", CONTENTS, f"differs from the examples in {ROWS}")
+
+    def _check_row(self, batch: Batch, row: int, draft: Draft, features: int) -> CachedExample:
+        example = batch.example(row, {})
+        for what in find_faults(example, draft):
+            self._add("damage", ROWS, what)
+        if batch.features(row).start != (features if batch.features(row).stop else 0):
+            self._add("damage", ROWS, f"example {example.example_id!r}: feature_start is wrong")
+        return example
+
+    def _check_hidden(self, shard: Shard, draft: Draft, info: ShardInfo) -> None:
+        for name, signal in draft.signals.items():
+            rows = info.examples if signal.per == "example" else info.features
+            for block in range(-(-rows // CHUNK_ROWS)):
+                count = min(CHUNK_ROWS, rows - block * CHUNK_ROWS)
+                values = torch.empty(count, signal.width)
+                shard.read_block(name, block).decode(slice(0, count), values)
+                if not bool(torch.isfinite(values).all()):
+                    self._add("damage", f"{HIDDEN}/{name}", f"chunk {block} holds NaN or infinity")
+        for array, kind in list_arrays(draft.signals).items():
+            name = f"{HIDDEN}/{array}/zarr.json"
+            signal = draft.signals[array.removesuffix(SCALE)]
+            rows = info.examples if signal.per == "example" else info.features
+            described = read_json(self._folder / name)
+            expected = {"shape": [rows, kind.width], "data_type": kind.dtype, "zarr_format": 3}
+            found = {key: described.get(key) for key in expected}
+            if found != expected:
+                self._add("damage", name, f"describes {found}, expected {expected}")
+
+
+def find_faults(example: CachedExample, draft: Draft) -> Iterator[str]:
+    """What its writer would have refused of an example; its hidden states are not looked at."""
+    bare = copy(example)
+    vars(bare)["hidden"] = {}
+    try:
+        check_example(bare, draft.model_copy(update={"signals": {}}))
+    except StillroomError as error:
+        yield str(error)
+    positions = example.target_positions
+    if len(positions) and not (
+        0 <= positions.min() <= positions.max() < len(example.input_ids)
+        and bool((np.diff(positions) >= 0).all())
+    ):
+        yield f"example {example.example_id!r}: its target positions are outside of it or unsorted"
+
+
+def shorten(error: Exception, subject: Path) -> str:
+    return str(error).removeprefix(f"{subject}: ")
