@@ -8,6 +8,7 @@ missing.
 """
 
 from collections import deque
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from pipeline.cache import CacheWriter, Draft, Identity, TargetsSpec, hash_id
+from pipeline.cache import CacheWriter, Draft, Identity, Manifest, TargetsSpec, hash_id
+from pipeline.cache.locks import Occupant, occupy
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
-from pipeline.exchange import Dump, Facts, Findings, Space
+from pipeline.exchange import Facts, Findings, Space
 from pipeline.identity import digest_json
-from pipeline.storage import hash_file
+from pipeline.storage import hash_file, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS
 from pipeline.tasks.causal_lm import CausalLM, count_ids
 from pipeline.teacher import Spool
@@ -46,25 +48,37 @@ def import_dump(config: ImportConfig, progress: bool = True) -> Path:
     facts = dump.facts(paths)
     space = _require_tokenizer(config, facts, count_ids(tokenizer))
     reading = DumpReading(config, dump, facts, space, files, tokenizer)
-    findings = Findings()
-    spool = Spool.write(config.output / "examples.arrow", reading.examples(findings))
-    try:
-        _require_names(spool)
-        draft = _make_draft(config, dump, reading, spool, findings)
-        writer = CacheWriter(config.output, draft)
-        (config.output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        tokenizer.save_pretrained(config.output / "tokenizer")
-        with RowProgress(console, "importing", len(spool)) as bar:
-            _write(writer, reading, spool, bar)
-        manifest = writer.finish()
-    finally:
-        spool.close()
-    console.print(
+    tell = partial(console.print, soft_wrap=True)
+    with occupy(config.output, "import", tell=tell) as here:
+        manifest = _import(config, reading, here, console)
+    tell(
         f"{config.output}: {manifest.totals.examples:,} examples, {manifest.totals.targets:,}"
-        f" targets, {manifest.totals.bytes / 1e6:,.1f} MB",
-        soft_wrap=True,
+        f" targets, {manifest.totals.bytes / 1e6:,.1f} MB"
     )
     return config.output
+
+
+def _import(
+    config: ImportConfig, reading: DumpReading, here: Occupant, console: Console
+) -> Manifest:
+    """Check the dump, write whatever is missing, and finish the cache."""
+    output, findings = config.output, Findings()
+    waiting = scratch_folder(output) / "examples.arrow"
+    spool = Spool.write(waiting, reading.examples(findings))
+    try:
+        _require_names(spool)
+        draft = _make_draft(config, reading, spool, findings)
+        writer = CacheWriter(output, draft)
+        if not (output / "manifest.json").is_file():
+            write_bytes(output / "config.yaml", dump_config(config).encode())
+            with writing_folder(output / "tokenizer") as folder:
+                reading.tokenizer.save_pretrained(folder)
+        with RowProgress(console, "importing", len(spool)) as bar:
+            _write(writer, reading, spool, bar)
+        here.require()
+        return writer.finish()
+    finally:
+        spool.close()
 
 
 def _open_tokenizer(name: str) -> Any:
@@ -122,9 +136,9 @@ def _require_names(spool: Spool) -> None:
 
 
 def _make_draft(
-    config: ImportConfig, dump: Dump, reading: DumpReading, spool: Spool, findings: Findings
+    config: ImportConfig, reading: DumpReading, spool: Spool, findings: Findings
 ) -> Draft:
-    facts, space = reading.facts, reading.space
+    facts, space, dump = reading.facts, reading.space, reading.dump
     top_k = config.top_k or max(findings.most, 1)
     _require_room(config, top_k, space, facts, findings)
     default = CausalLM(block_size=max(2, spool.longest[1]), packing=spool.packed, overlong="refuse")

@@ -25,6 +25,7 @@ from pipeline.exchange import (
     read_rows,
     require_sound,
 )
+from pipeline.storage import Location, as_path, is_local
 
 Split = Literal["train", "validation", "test"]
 Patterns = str | list[str]
@@ -60,7 +61,7 @@ class ImportConfig(StrictModel):
         shard_tokens: of a shard, about.
     """
 
-    output: Path
+    output: Location
     format: Annotated[Dump, *member_of(DUMPS, "format")]
     files: Patterns | dict[Split, Patterns]
     tokenizer: str
@@ -142,12 +143,16 @@ def list_files(files: Patterns | dict[Split, Patterns]) -> list[tuple[Path, Spli
         return list(by_split)
     found: list[tuple[Path, Split | None]] = []
     for pattern in [files] if isinstance(files, str) else files:
-        path = Path(pattern).expanduser()
+        path = as_path(pattern)
+        if is_local(path):
+            path = path.expanduser()
         if path.is_file():
             found.append((path, None))
             continue
-        base = Path(path.anchor)
-        paths = sorted(base.glob(str(path.relative_to(base)))) if path.name else []
+        base = path.parent
+        while set("*?[") & set(base.name):
+            base = base.parent
+        paths = sorted(base.glob(path.relative_to(base).as_posix()))
         if not paths:
             raise DataError(f"files: {pattern} finds nothing; give the dump's files")
         found += [(path, None) for path in paths]

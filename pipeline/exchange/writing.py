@@ -6,7 +6,6 @@ Memory holds one group: at most 2^20 entries, or one example that alone has more
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -23,6 +22,7 @@ from pipeline.errors import StillroomError
 from pipeline.examples import CachedExample
 from pipeline.exchange.plain import HIDDEN, Ragged, name_carried, tabulate
 from pipeline.runs import write_json
+from pipeline.storage import writing
 
 VERSION = 1  # of the plain columns
 METADATA = b"stillroom"  # key of the facts in a Parquet file
@@ -89,17 +89,14 @@ PLAIN_FORMATS: dict[str, Callable[[Path, Manifest, Iterable[CachedExample], bool
 @contextmanager
 def _whole(file: Path) -> Iterator[IO[bytes]]:
     """A file under another name, which it gets once it is written and on the disk."""
-    draft = file.with_name(f"{file.name}.draft")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as sink:
-                yield sink
-                sink.flush()
-                os.fsync(sink.fileno())
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        with writing(file) as draft:
+            try:
+                with draft.open("wb") as sink:
+                    yield sink
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise StillroomError(
             f"{file}: cannot be written ({error.strerror or error}); nothing was left there, choose"
