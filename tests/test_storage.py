@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.storage import (
     RangeReader,
     as_path,
-    create_exclusively,
+    create_object,
     list_files,
     reading,
     remove_tree,
@@ -109,7 +109,7 @@ def test_of_many_that_create_an_object_one_succeeds(request, name):
     place = as_path("memory://locks" if name == "memory" else request.getfixturevalue("bucket").url)
     remove_tree(place)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda n: create_exclusively(place / "a", b"%d" % n), range(8)))
+        found = list(pool.map(lambda n: create_object(place / "a", b"%d" % n), range(8)))
     assert found.count(True) == 1
     assert (place / "a").read_bytes() == b"%d" % found.index(True)
 
@@ -117,8 +117,8 @@ def test_of_many_that_create_an_object_one_succeeds(request, name):
 @pytest.mark.parametrize("fault", ["lost-answer", "error", "cut-header"])
 def test_whoever_created_an_object_knows_it_though_the_answer_was_lost(bucket, fault):
     with bucket.store.broken(Rule(fault, "PUT")):
-        assert create_exclusively(as_path(bucket.url) / "a", b"mine")
-    assert not create_exclusively(as_path(bucket.url) / "a", b"yours")
+        assert create_object(as_path(bucket.url) / "a", b"mine")
+    assert not create_object(as_path(bucket.url) / "a", b"yours")
     assert bucket.contents() == {"a": b"mine"}
 
 

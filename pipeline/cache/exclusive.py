@@ -4,9 +4,16 @@ import os
 import secrets
 from pathlib import Path
 
+from pipeline.storage import create_object, is_local
+
 
 def create_exclusively(path: Path, content: bytes) -> bool:
-    """Create a file with its content, if there is none; of several at once, one succeeds."""
+    """Create a file with its content, if there is none; of several at once, one succeeds.
+
+    Each process brings another content: it is by this that one knows its own object in a store.
+    """
+    if not is_local(path):
+        return create_object(path, content)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}.draft")
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

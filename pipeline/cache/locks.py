@@ -21,8 +21,8 @@ from pathlib import Path
 
 from pipeline.cache.exclusive import create_exclusively
 from pipeline.cache.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
-from pipeline.errors import CacheError
-from pipeline.storage import write_bytes
+from pipeline.errors import CacheError, StoreError
+from pipeline.storage import remove_folder, write_bytes
 
 LOCKS = "locks"
 _GATE = "gate"
@@ -105,15 +105,15 @@ class Occupant:
         self._leaving.set()
         if self._heart.ident is not None:
             self._heart.join()
-        with suppress(OSError, CacheError):
+        with suppress(OSError, CacheError, StoreError):
             if self._file.is_file():
                 self._write(admitted=False)
                 with self.hold(_GATE):
                     if not self._find_others(waiting=False):
                         self._sweep()
-        with suppress(OSError):
+        with suppress(OSError, StoreError):
             self._file.unlink(missing_ok=True)
-            self._folder.rmdir()
+            remove_folder(self._folder)
 
     def claim(self, name: str) -> bool:
         """Take a piece of work; False where somebody has it who lives, or may."""
@@ -173,7 +173,7 @@ class Occupant:
 
     def _beat(self) -> None:
         while not self._leaving.wait(self._patience / BEATS):
-            with suppress(OSError):  # the disk may come back
+            with suppress(OSError, StoreError):  # the disk, or the store, may come back
                 if self._file.is_file():
                     self._write()
 

@@ -11,7 +11,7 @@ Either is joined by `/` and read by `read_bytes`; this room has what differs.
 """
 
 from pipeline.storage.files import (
-    create_exclusively,
+    create_object,
     hash_file,
     list_files,
     local_folder,
@@ -33,7 +33,7 @@ __all__ = [
     "Location",
     "RangeReader",
     "as_path",
-    "create_exclusively",
+    "create_object",
     "hash_file",
     "is_local",
     "list_files",

@@ -107,7 +107,7 @@ def reading(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def create_exclusively(path: Path, content: bytes) -> bool:
+def create_object(path: Path, content: bytes) -> bool:
     """Put an object if there is none; of several that do so at once, one succeeds.
 
     Stores do this by a conditional put: S3, Google, Azure, MinIO, Cloudflare and others. One that
