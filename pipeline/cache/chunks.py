@@ -10,11 +10,12 @@ that no settings are read to read a chunk.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from pipeline.storage import read_into
+from pipeline.storage import RangeReader, read_into
 
 CHUNK_ROWS = 512
 _FILE_BYTES = 32 * 2**20
@@ -93,13 +94,15 @@ class ChunkReader:
     Args:
         path: the folder hidden.zarr.
         kinds: of the arrays by name.
-        sizes: bytes of each file by its path below the folder; others hold zeros.
+        files: bytes and sha256 of each file by its path below the folder; others hold zeros.
     """
 
-    def __init__(self, path: Path, kinds: Mapping[str, Kind], sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, path: Path, kinds: Mapping[str, Kind], files: Mapping[str, tuple[int, str]]
+    ) -> None:
         self._path = path
         self._kinds = kinds
-        self._sizes = sizes
+        self._files = files
         self._indexes: dict[str, np.ndarray] = {}
 
     def read(self, name: str, block: int) -> np.ndarray:
@@ -110,29 +113,47 @@ class ChunkReader:
             ValueError: bytes that fail their checksum, or are not where they should be.
         """
         kind = self._kinds[name]
-        number, within = divmod(block, kind.file_chunks)
-        file = f"{name}/c/{number}/0"
-        if file not in self._sizes:
-            return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
-        if file not in self._indexes:
-            self._indexes[file] = self._read_index(file, kind.file_chunks)
-        start, size = (int(value) for value in self._indexes[file][within])
+        file, start, size = self._locate(name, block)
         if start == _ABSENT:
             return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
         values = self._read_checked(file, start, size).view(kind.dtype)
         return values.reshape(CHUNK_ROWS, kind.width)
 
+    def read_ahead(self, name: str, block: int) -> None:
+        """Begin to fetch a chunk that will be read soon; raises what `read` does."""
+        file, start, size = self._locate(name, block)
+        if start != _ABSENT:
+            RangeReader(self._path / file, self._files[file][1]).read_ahead(start, size)
+
+    def _locate(self, name: str, block: int) -> tuple[str, int, int]:
+        """The file of a chunk, where it begins, _ABSENT if it is zeros, and its bytes."""
+        kind = self._kinds[name]
+        number, within = divmod(block, kind.file_chunks)
+        file = f"{name}/c/{number}/0"
+        if file not in self._files:
+            return file, _ABSENT, 0
+        if file not in self._indexes:
+            self._indexes[file] = self._read_index(file, kind.file_chunks)
+        start, size = (int(value) for value in self._indexes[file][within])
+        return file, start, size
+
     def _read_index(self, file: str, chunks: int) -> np.ndarray:
         """[chunks, 2]: where each begins, and its bytes with the checksum."""
         size = chunks * 16 + _CHECKSUM_BYTES
-        content = self._read_checked(file, self._sizes[file] - size, size)
+        content = self._read_checked(file, self._files[file][0] - size, size)
         return content.view("<u8").reshape(chunks, 2)
 
     def _read_checked(self, file: str, start: int, size: int) -> np.ndarray:
         """Bytes of a file without the checksum at their end."""
         content = np.empty(size, dtype=np.uint8)
-        read_into(self._path / file, start, content.data)
-        content, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-        if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
+        version = self._files[file][1]
+        read_into(self._path / file, start, content.data, version, _ends_in_its_checksum)
+        if not _ends_in_its_checksum(content):
             raise ValueError(f"{file} fails its checksum")
-        return content
+        return content[:-_CHECKSUM_BYTES]
+
+
+def _ends_in_its_checksum(content: Any) -> bool:
+    values = np.frombuffer(content, dtype=np.uint8)
+    checksum = int.from_bytes(values[-_CHECKSUM_BYTES:].tobytes(), "little")
+    return bool(google_crc32c.value(values[:-_CHECKSUM_BYTES]) == checksum)

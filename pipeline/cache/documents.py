@@ -51,9 +51,17 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
         if size > _MOST_BYTES:
             raise ValueError(f"{size:,} bytes of JSON, at most {_MOST_BYTES:,} make sense")
         content = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
+    return parse_json(file, content, require_seal)
+
+
+def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[str, Any]:
+    """The same, where the bytes have been read."""
+    try:
         raw = json.loads(content.decode("utf-8"))
         _require_sane(raw, content)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
     if not isinstance(raw, dict):
         raise CacheError(f"{file}: holds no object; {_REMEDY}")

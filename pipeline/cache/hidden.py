@@ -155,15 +155,22 @@ class _SignalWriter:
 class BlockReader:
     """The signals of one shard, block by block."""
 
-    def __init__(self, path: Path, signals: Mapping[str, Signal], sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, path: Path, signals: Mapping[str, Signal], files: Mapping[str, tuple[int, str]]
+    ) -> None:
         """Open nothing yet; see `ChunkReader`."""
         self._signals = signals
-        self._chunks = ChunkReader(path, list_arrays(signals), sizes)
+        self._chunks = ChunkReader(path, list_arrays(signals), files)
 
     def read(self, name: str, block: int) -> Block:
         """The block of 512 rows; raises what `ChunkReader.read` does."""
         encoding = ENCODINGS[self._signals[name].dtype]
         return Block(encoding, [self._chunks.read(name + end, block) for end in encoding.arrays])
+
+    def read_ahead(self, name: str, block: int) -> None:
+        """Begin to fetch a block that will be read soon; raises what `ChunkReader.read` does."""
+        for end in ENCODINGS[self._signals[name].dtype].arrays:
+            self._chunks.read_ahead(name + end, block)
 
 
 class LazySignals(Mapping[str, Tensor]):

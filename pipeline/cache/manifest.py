@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
-from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
+from pipeline.cache.documents import VERSION, parse_document, parse_json, read_json, write_sealed
 from pipeline.cache.fidelity import Fidelity
 from pipeline.cache.names import FileName, PlainName
 from pipeline.cache.signals import Signal, optional
@@ -234,9 +234,11 @@ def read_draft(path: Path) -> Draft:
     return parse_document(Draft, read_json(path / DRAFT), path / DRAFT, whole=True)
 
 
-def read_shard(folder: Path) -> ShardInfo:
-    """Read <shard>/shard.json."""
-    return parse_document(ShardInfo, read_json(folder / "shard.json"), folder / "shard.json")
+def read_shard(folder: Path, content: bytes | None = None) -> ShardInfo:
+    """Read <shard>/shard.json, or its bytes where they have been read."""
+    file = folder / "shard.json"
+    raw = read_json(file) if content is None else parse_json(file, content)
+    return parse_document(ShardInfo, raw, file)
 
 
 def _describe_absence(path: Path) -> str:

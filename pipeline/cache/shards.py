@@ -6,6 +6,7 @@ Everything read is checked against shard.json, and shard.json against the manife
 it is believed: a chunk that is missing would otherwise be read as zeros.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -22,7 +23,7 @@ from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import decode_batch, make_schema, target_columns
 from pipeline.errors import CacheError
-from pipeline.storage import RangeReader, hash_file, is_local, open_file
+from pipeline.storage import RangeReader, is_local, open_file, read_known
 
 ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
@@ -80,25 +81,26 @@ class Shard:
         self._folder = folder
         self._draft = draft
         self._kinds = target_columns(draft)
-        self.info = read_shard(folder)
+        content = read_known(folder / SHARD, sha256)
+        self.info = read_shard(folder, content)
         # A store has no half files, and asking it for each would take longer than reading them.
         damage = find_damage(folder, self.info) if is_local(folder) else None
-        if hash_file(folder / SHARD) != sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             damage = f"{folder / SHARD}: is not the one that the manifest was written for"
         if damage:
             raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
         self._batch_ends = list(accumulate(rows for rows, _, _, _ in self.info.batches))
         try:
-            self._rows = RangeReader(folder / ROWS)
+            self._rows = RangeReader(folder / ROWS, self.info.files[ROWS][1])
             self._schema = make_schema(draft)
             self._ranking = Ranking.parse(self.info.frequent_ids, draft.num_classes)
             prefix = f"{HIDDEN}/"
-            sizes = {
-                name.removeprefix(prefix): size
-                for name, (size, _) in self.info.files.items()
+            files = {
+                name.removeprefix(prefix): file
+                for name, file in self.info.files.items()
                 if name.startswith(prefix)
             }
-            self._hidden = BlockReader(folder / HIDDEN, draft.signals, sizes)
+            self._hidden = BlockReader(folder / HIDDEN, draft.signals, files)
         except _BROKEN as error:
             raise _name_damage(self._folder, error) from error
 
@@ -111,13 +113,26 @@ class Shard:
         """Decompress one record batch."""
         try:
             _, start, size, checksum = self.info.batches[index]
-            content = self._rows.read(start, size)
-            if google_crc32c.value(content) != checksum:
+
+            def is_whole(content: Any) -> bool:
+                return bool(google_crc32c.value(content) == checksum)
+
+            content = self._rows.read(start, size, is_whole)
+            if not is_whole(content):
                 raise ValueError("it fails its checksum")
             batch = decode_batch(content, self._schema)
             return Batch(batch, self._draft, self._kinds, self._ranking)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
+
+    def read_ahead(self, index: int) -> None:
+        """Begin to fetch a record batch that will be read soon."""
+        _, start, size, _ = self.info.batches[index]
+        self._rows.read_ahead(start, size)
+
+    def read_block_ahead(self, signal: str, block: int) -> None:
+        """Begin to fetch 512 rows of a signal that will be read soon."""
+        self._hidden.read_ahead(signal, block)
 
     def read_block(self, signal: str, block: int) -> Block:
         """Read 512 rows of a signal."""

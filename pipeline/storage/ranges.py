@@ -89,8 +89,14 @@ class RangeReader:
         return pa.py_buffer(found)
 
 
-def read_into(path: Path, start: int, content: memoryview) -> None:
-    """Fill memory with the bytes of a file from `start` on.
+def read_into(
+    path: Path,
+    start: int,
+    content: memoryview,
+    version: str | None = None,
+    is_whole: Callable[[Any], bool] | None = None,
+) -> None:
+    """Fill memory with the bytes of a file from `start` on; see `RangeReader`.
 
     Raises:
         OSError: the file ends before, or cannot be read.
@@ -100,7 +106,8 @@ def read_into(path: Path, start: int, content: memoryview) -> None:
             opened.seek(start)
             size = opened.readinto(content)
     else:
-        content[:] = memoryview(RangeReader(path).read(start, len(content))).cast("B")
+        found = RangeReader(path, version).read(start, len(content), is_whole)
+        content[:] = memoryview(found).cast("B")
         size = len(content)
     if size != len(content):
         raise OSError(f"{path.name} ends after {start + size:,} bytes")
