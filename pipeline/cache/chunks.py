@@ -32,10 +32,14 @@ class Kind:
     width: int
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+    @property
     def file_chunks(self) -> int:
         """Chunks in one file."""
-        chunk = CHUNK_ROWS * self.width * np.dtype(self.dtype).itemsize
-        return max(1, min(_FILE_CHUNKS, _FILE_BYTES // chunk))
+        return max(1, min(_FILE_CHUNKS, _FILE_BYTES // (CHUNK_ROWS * self.row_bytes)))
 
     @property
     def file_rows(self) -> int:
@@ -116,6 +120,10 @@ class ChunkReader:
         file, start, size = self._locate(name, block)
         if start == _ABSENT:
             return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
+        if size != CHUNK_ROWS * kind.row_bytes + _CHECKSUM_BYTES:
+            raise ValueError(f"{file} has a chunk of {size:,} bytes")
+        if start + size > self._files[file][0]:
+            raise ValueError(f"{file} has a chunk at {start:,}, past its end")
         values = self._read_checked(file, start, size).view(kind.dtype)
         return values.reshape(CHUNK_ROWS, kind.width)
 
@@ -140,6 +148,8 @@ class ChunkReader:
     def _read_index(self, file: str, chunks: int) -> np.ndarray:
         """[chunks, 2]: where each begins, and its bytes with the checksum."""
         size = chunks * 16 + _CHECKSUM_BYTES
+        if self._files[file][0] < size:
+            raise ValueError(f"{file} is smaller than its index")
         content = self._read_checked(file, self._files[file][0] - size, size)
         return content.view("<u8").reshape(chunks, 2)
 

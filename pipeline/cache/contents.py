@@ -20,6 +20,7 @@ from pipeline.identity import CONTENT_BYTES
 
 CONTENTS = "contents.arrow"
 CONTENTS_INDEX = f"index/{CONTENTS}"
+_KINDS = {"content": pa.binary(CONTENT_BYTES)}
 
 
 def write_contents(folder: Path, contents: Sequence[bytes]) -> None:
@@ -34,7 +35,7 @@ def join_contents(path: Path, shards: Iterable[Path]) -> None:
     folders = list(shards)
     if not all((folder / CONTENTS).is_file() for folder in folders):
         return
-    tables = [read_table(folder / CONTENTS) for folder in folders]
+    tables = [read_table(folder / CONTENTS, _KINDS) for folder in folders]
     write_table(path / CONTENTS_INDEX, pa.concat_tables(tables).combine_chunks())
 
 
@@ -46,11 +47,11 @@ def read_contents(path: Path, count: int) -> np.ndarray | None:
     """
     if not (path / CONTENTS_INDEX).is_file():
         return None
-    column = read_table(path / CONTENTS_INDEX)["content"].combine_chunks()
-    if column.type != pa.binary(CONTENT_BYTES) or len(column) != count:
+    column = read_table(path / CONTENTS_INDEX, _KINDS)["content"].combine_chunks()
+    if len(column) != count:
         raise CacheError(
-            f"{path / CONTENTS_INDEX}: holds {len(column):,} values of type {column.type}, expected"
-            f" {count:,} of {CONTENT_BYTES} bytes; copy the cache again"
+            f"{path / CONTENTS_INDEX}: holds {len(column):,} values, expected {count:,}; copy the"
+            " cache again"
         )
     taken: np.ndarray = np.frombuffer(column.buffers()[1], np.uint8, count * CONTENT_BYTES)
     return taken.reshape(count, CONTENT_BYTES)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.index import RowRuns, hash_id, read_table, write_table
+from pipeline.cache.index import RUNS, RowRuns, hash_id, read_table, write_table
 
 MOST_GROUPS = 10_000  # more values are no groups but texts or ids
 
@@ -39,7 +39,7 @@ def read_groups(path: Path, column: str) -> dict[str, RowRuns] | None:
     file = path / name_index(column)
     if not file.is_file():
         return None
-    table = read_table(file)
+    table = read_table(file, {"value": pa.large_string(), **RUNS})
     coded = table["value"].combine_chunks().dictionary_encode()
     codes, starts, counts = (
         array.to_numpy() for array in (coded.indices, table["first_row"], table["rows"])

@@ -24,7 +24,16 @@ IDS = "index/ids.arrow"
 BLOCKS = "index/id_blocks.arrow"
 _BLOCK_ROWS = 8192
 _KEPT_BLOCKS = 256
-_COLUMNS = ("hash", "row")
+_KINDS = {"hash": pa.uint64(), "row": pa.int64()}
+_COLUMNS = tuple(_KINDS)
+_BLOCK_KINDS = {
+    "first_hash": pa.uint64(),
+    "rows": pa.int64(),
+    "hash_start": pa.int64(),
+    "hash_crc": pa.uint32(),
+    "row_start": pa.int64(),
+    "row_crc": pa.uint32(),
+}
 
 Block = tuple[np.ndarray, np.ndarray]
 
@@ -91,9 +100,9 @@ class IdIndex:
     @cached_property
     def _table(self) -> dict[str, np.ndarray]:
         if (self._path / BLOCKS).is_file():
-            table = read_table(self._path / BLOCKS)
+            table = read_table(self._path / BLOCKS, _BLOCK_KINDS)
             return {name: table[name].to_numpy() for name in table.column_names}
-        table = read_table(self._path / IDS)
+        table = read_table(self._path / IDS, _KINDS)
         self._kept[0] = tuple(table[name].chunk(0).to_numpy() for name in _COLUMNS)
         return {"first_hash": np.zeros(1, np.uint64)}
 
@@ -117,7 +126,7 @@ class IdIndex:
         )
         try:
             content = self._file.read(start, 8 * rows)
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
             raise self._damage(str(error)) from error
         if google_crc32c.value(content) != checksum:
             raise self._damage(f"block {block} of column {name} fails its checksum")

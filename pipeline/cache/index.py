@@ -9,7 +9,7 @@ All are mapped into memory, so that opening costs the same for ten rows as for 1
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cache.messages import read_plain
 from pipeline.errors import CacheError
 from pipeline.storage import hash_file, map_file, writing
 
 SPLIT = "index/split.arrow"
 SHARDS = "index/shards.arrow"
 _DIGEST_BYTES = 32
+RUNS = {"first_row": pa.int64(), "rows": pa.int64()}  # the columns of runs of rows
+_SPLIT_KINDS = {"split": pa.large_string(), **RUNS}
 
 
 def hash_id(example_id: str) -> int:
@@ -58,7 +61,7 @@ def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
     Raises:
         CacheError: it is not the one that the manifest was written with.
     """
-    column = read_table(path / SHARDS)["sha256"]
+    column = read_table(path / SHARDS, {"sha256": pa.binary(_DIGEST_BYTES)})["sha256"]
     if hash_file(path / SHARDS) != digest or len(column) != count:
         raise CacheError(
             f"{path / SHARDS}: is not the one that the manifest was written with; copy the cache"
@@ -118,7 +121,7 @@ class RowRuns(Sequence[int]):
 
 def find_split(path: Path, split: str) -> RowRuns:
     """Rows of a split; none where it is unknown."""
-    runs = read_table(path / SPLIT)
+    runs = read_table(path / SPLIT, _SPLIT_KINDS)
     mine = pc.fill_null(pc.equal(runs["split"], split), False).to_numpy()
     return RowRuns(runs["first_row"].to_numpy()[mine], runs["rows"].to_numpy()[mine])
 
@@ -127,9 +130,25 @@ def list_splits(path: Path) -> list[str]:
     """Names of all splits."""
     return [
         name
-        for name in pc.unique(read_table(path / SPLIT)["split"]).to_pylist()
+        for name in pc.unique(read_table(path / SPLIT, _SPLIT_KINDS)["split"]).to_pylist()
         if name is not None
     ]
+
+
+def require_runs(runs: RowRuns, limit: int, file: Path) -> RowRuns:
+    """The runs that a file told, which must be ascending rows below a limit.
+
+    Raises:
+        CacheError: they are not.
+    """
+    starts, counts = runs.starts, runs.counts
+    fits = (counts > 0) & (counts <= limit) & (starts >= 0) & (starts <= limit - counts)
+    if not fits.all() or not (starts[1:] >= (starts + counts)[:-1]).all():
+        raise CacheError(
+            f"{file}: its runs are not ascending rows below {limit:,}; copy the cache again, or run"
+            " `stillroom verify --repair`"
+        )
+    return runs
 
 
 def write_table(file: Path, table: Any) -> None:
@@ -143,15 +162,26 @@ def write_table(file: Path, table: Any) -> None:
         writer.write_table(table)
 
 
-def read_table(file: Path) -> Any:
-    """Map a file of the index into memory.
+def read_table(file: Path, kinds: Mapping[str, Any]) -> Any:
+    """Map a file of the index into memory: a table of one chunk.
+
+    Args:
+        kinds: column -> Arrow type; texts may be null, nothing else.
 
     Raises:
-        CacheError: it is missing or damaged.
+        CacheError: it is missing or damaged, or has other columns.
     """
     try:
-        return pa.ipc.open_file(map_file(file)).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        schema, batches = read_plain(map_file(file))
+        found = {field.name: field.type for field in schema}
+        if found != dict(kinds):
+            raise ValueError(f"it has the columns {', '.join(found)[:200]}")
+        table = pa.Table.from_batches(batches, schema).combine_chunks()
+        for name, kind in kinds.items():
+            if table[name].null_count and kind != pa.large_string():
+                raise ValueError(f"column {name} has nulls")
+        return table
+    except (OSError, ValueError, LookupError, MemoryError, pa.ArrowException) as error:
         raise CacheError(
-            f"{file}: cannot be read ({error}); run `stillroom cache-teacher` again"
+            f"{file}: cannot be read ({error}); run `stillroom verify --repair`, or copy it again"
         ) from error

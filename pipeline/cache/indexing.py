@@ -34,28 +34,28 @@ def write_index(path: Path, draft: Draft, target: Path) -> str:
         DataError: an example id that stands twice.
     """
     folders = [shard_folder(path, index) for index in range(draft.num_shards)]
-    write_ids(target, _texts(folders, "example_id"), _find_id(folders, draft.shard_examples))
+    write_ids(target, _texts(folders, draft, "example_id"), _find_id(folders, draft))
     if "split" in draft.columns:
-        write_split(target, _texts(folders, "split"))
+        write_split(target, _texts(folders, draft, "split"))
     for name in draft.columns:  # so that whoever samples by one that has few values reads none
-        groups = group_rows(_arrays(folders, name))
+        groups = group_rows(_arrays(folders, draft, name))
         if groups is not None:
             write_groups(target, name, groups)
     join_contents(target, folders)
     return write_shards(target, (hash_file(folder / SHARD) for folder in folders))
 
 
-def _arrays(folders: Sequence[Path], name: str) -> Iterator[Any]:
-    return chain.from_iterable(read_column(folder, name) for folder in folders)
+def _arrays(folders: Sequence[Path], draft: Draft, name: str) -> Iterator[Any]:
+    return chain.from_iterable(read_column(folder, draft, name) for folder in folders)
 
 
-def _texts(folders: Sequence[Path], name: str) -> Iterator[Any]:
-    return chain.from_iterable(array.to_pylist() for array in _arrays(folders, name))
+def _texts(folders: Sequence[Path], draft: Draft, name: str) -> Iterator[Any]:
+    return chain.from_iterable(array.to_pylist() for array in _arrays(folders, draft, name))
 
 
-def _find_id(folders: Sequence[Path], shard_examples: int) -> Callable[[int], str]:
+def _find_id(folders: Sequence[Path], draft: Draft) -> Callable[[int], str]:
     def id_of(row: int) -> str:
-        shard, local = divmod(row, shard_examples)
-        return str(next(islice(_texts([folders[shard]], "example_id"), local, None)))
+        shard, local = divmod(row, draft.shard_examples)
+        return str(next(islice(_texts([folders[shard]], draft, "example_id"), local, None)))
 
     return id_of

@@ -11,10 +11,13 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 _LEAST = 2**30  # bytes that any record batch may take
 _RATIO = 100  # times its size that a larger one may; ours take 2 to 20 times
 _PREFIX = 8  # bytes before a compressed buffer: its length, or -1 where it is kept as it is
 _MOST_BUFFERS = 2**20
+_MAGIC = b"ARROW1\0\0"
 _RECORD_BATCH = 3  # of the union MessageHeader
 
 
@@ -84,15 +87,27 @@ def require_bounded(message: Any) -> int:
     return total
 
 
-def require_plain(message: Any) -> None:
-    """Refuse a record batch that is compressed, where files are to be mapped into memory.
+def read_plain(content: Any) -> tuple[Any, list[Any]]:
+    """Schema and record batches of a whole Arrow file that is not compressed, where they lie.
+
+    Args:
+        content: a buffer.
 
     Raises:
-        ValueError: see `require_bounded`, or it is compressed.
+        ValueError, pa.ArrowException: it is no such file, or is compressed.
     """
-    require_bounded(message)
-    if read_buffers(message.metadata.to_pybytes()).compressed:
-        raise ValueError("a compressed record batch; the index is never compressed")
+    if content.size < len(_MAGIC) or content.slice(0, len(_MAGIC)).to_pybytes() != _MAGIC:
+        raise ValueError("it is no Arrow file")
+    source = pa.BufferReader(content.slice(len(_MAGIC)))
+    schema, batches = pa.ipc.read_schema(source), []
+    for message in pa.ipc.MessageReader.open_stream(source):
+        require_bounded(message)
+        if read_buffers(message.metadata.to_pybytes()).compressed:
+            raise ValueError("it is compressed")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        batches.append(batch)
+    return schema, batches
 
 
 def _field(data: Any, table: int, field: int) -> int | None:

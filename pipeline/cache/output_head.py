@@ -3,10 +3,13 @@
 OutputHead -- write_head --> head.safetensors (weight, bias, offset; scale and soft-cap beside them)
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from pipeline.errors import CacheError
 from pipeline.heads import OutputHead
@@ -48,14 +51,19 @@ def read_head(cache: Path, digest: str | None) -> OutputHead:
         with reading(file) as local, safe_open(local, framework="pt") as stored:
             facts = stored.metadata()
             found = {name: stored.get_tensor(name) for name in list(stored.keys())}
-    except SafetensorError as error:
+        return _make_head(facts or {}, found)
+    except (SafetensorError, LookupError, ValueError) as error:
         raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
-    cap, weight = facts["soft_cap"], found["weight"]
-    return OutputHead(
-        weight,
-        found.get("bias"),
-        float(facts["scale"]),
-        None if cap == "None" else float(cap),
-        len(weight),
-        found.get("offset"),
-    )
+
+
+def _make_head(facts: Mapping[str, str], found: Mapping[str, Tensor]) -> OutputHead:
+    cap, scale, weight = facts["soft_cap"], float(facts["scale"]), found["weight"]
+    soft_cap = None if cap == "None" else float(cap)
+    bias, offset = found.get("bias"), found.get("offset")
+    parts = [part for part in (bias, offset) if part is not None]
+    fits = weight.ndim == 2 and all(part.shape == weight.shape[:1] for part in parts)
+    if not fits or not all(part.is_floating_point() for part in found.values()):
+        raise ValueError("its shapes or types do not fit one another")
+    if not math.isfinite(scale) or (soft_cap is not None and not 0 < soft_cap < math.inf):
+        raise ValueError(f"scale {scale}, soft-cap {soft_cap}")
+    return OutputHead(weight, bias, scale, soft_cap, len(weight), offset)

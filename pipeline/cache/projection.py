@@ -139,7 +139,7 @@ class Bases:
         self._expected = set(expected)
         try:
             self._found = _parse(self._file.read_bytes())
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, LookupError, ValueError):
             self._found = {}
 
     @property
@@ -170,7 +170,10 @@ def read_bases(cache: Path, sha256: str) -> dict[str, Basis]:
     file = cache / FILE
     if not file.is_file() or hash_file(file) != sha256:
         raise CacheError(f"{file}: is not the one of the manifest; copy or cache it again")
-    return _parse(file.read_bytes())
+    try:
+        return _parse(file.read_bytes())
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise CacheError(f"{file}: cannot be read ({error}); copy or cache it again") from error
 
 
 def _fix_signs(components: Tensor) -> Tensor:
@@ -189,4 +192,10 @@ def _parse(content: bytes) -> dict[str, Basis]:
     tensors = load(content)
     names = {name.rpartition(".")[0] for name in tensors}
     parts = Basis.__dataclass_fields__
-    return {name: Basis(**{part: tensors[f"{name}.{part}"] for part in parts}) for name in names}
+    bases = {name: Basis(**{part: tensors[f"{name}.{part}"] for part in parts}) for name in names}
+    for name, basis in bases.items():
+        shape = list(basis.components.shape)
+        like = all(tensor.dtype == torch.float32 for tensor in vars(basis).values())
+        if len(shape) != 2 or list(basis.mean.shape) != shape[1:] or not like:
+            raise ValueError(f"the basis of {name} does not fit itself")
+    return bases

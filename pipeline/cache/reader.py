@@ -21,13 +21,14 @@ from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.contents import CONTENTS_INDEX, read_contents
 from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
 from pipeline.cache.hidden import LazySignals
-from pipeline.cache.ids import IdIndex
+from pipeline.cache.ids import IDS, IdIndex
 from pipeline.cache.index import (
     SPLIT,
     RowRuns,
     find_split,
     list_splits,
     read_shards,
+    require_runs,
 )
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.opened import Forks, Opened
@@ -259,11 +260,14 @@ class TeacherCache:
 
     def _read_groups(self, column: str) -> dict[str, RowRuns] | None:
         self._require(name_index(column))
-        return read_groups(self.path, column)
+        groups = read_groups(self.path, column)
+        for rows in (groups or {}).values():
+            require_runs(rows, len(self), self.path / name_index(column))
+        return groups
 
     def _find_split(self, split: str) -> RowRuns:
         self._require(SPLIT)
-        return find_split(self.path, split)
+        return require_runs(find_split(self.path, split), len(self), self.path / SPLIT)
 
     def _list_splits(self) -> list[str]:
         return list_splits(self.path)
@@ -271,11 +275,13 @@ class TeacherCache:
     def _column(self, name: str) -> Iterator[Any]:
         for index in range(self.manifest.num_shards):
             self._shard(index)  # checks it
-            yield from read_column(shard_folder(self.path, index), name)
+            yield from read_column(shard_folder(self.path, index), self.manifest, name)
 
     def find_row(self, example_id: str) -> int | None:
         """The row of an id; None where there is none."""
         for row in self._ids.find(example_id):
+            if not 0 <= row < len(self):
+                raise CacheError(f"{self.path / IDS}: names row {row}; copy the cache again")
             index, local = divmod(row, self.manifest.shard_examples)
             batch, inside, _ = self._batch(index, local)
             if batch.example_id(inside) == example_id:

@@ -19,18 +19,20 @@ import pyarrow as pa
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.hidden import BlockReader
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.names import require_inside
 from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import decode_batch, make_schema, target_columns
+from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
+from pipeline.cache.shard_facts import require_consistent
 from pipeline.errors import CacheError
-from pipeline.storage import RangeReader, is_local, open_file, read_known
+from pipeline.storage import RangeReader, is_local, read_known
 
 ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
 
 # What the readers raise for bytes that make no sense: a wild length asks for petabytes of memory.
-_BROKEN = (OSError, ValueError, LookupError, MemoryError, pa.ArrowException)
+_BROKEN = (OSError, ValueError, LookupError, ArithmeticError, MemoryError, pa.ArrowException)
 
 
 def shard_folder(path: Path, index: int) -> Path:
@@ -50,21 +52,21 @@ def find_damage(folder: Path, info: ShardInfo) -> str | None:
     return None
 
 
-def read_column(folder: Path, name: str) -> Iterator[Any]:
+def read_column(folder: Path, draft: Draft, name: str) -> Iterator[Any]:
     """One column of a shard as Arrow arrays, in order; no other column is decompressed.
 
     Raises:
         CacheError: rows.arrow is damaged.
     """
+    info, schema = read_shard(folder), make_schema(draft)
     try:
-        with open_file(folder / ROWS) as file:
-            field = pa.ipc.open_file(file).schema.get_field_index(name)
-            options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
-            reader = pa.ipc.open_file(file, options=options)
-            for index in range(reader.num_record_batches):
-                batch = reader.get_batch(index)
-                batch.validate(full=True)
-                yield batch.column(0)
+        file = RangeReader(folder / ROWS, info.files[ROWS][1])
+        for rows, start, size, checksum in info.batches:
+            content = _read_checked(file, start, size, checksum)
+            column = decode_column(content, schema, name)
+            if len(column) != rows:
+                raise ValueError(f"{len(column)} rows, expected {rows}")
+            yield column
     except _BROKEN as error:
         raise _name_damage(folder, error) from error
 
@@ -89,10 +91,12 @@ class Shard:
             damage = f"{folder / SHARD}: is not the one that the manifest was written for"
         if damage:
             raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
+        require_inside(folder.parent.parent, [folder / name for name in (SHARD, *self.info.files)])
         self._batch_ends = list(accumulate(rows for rows, _, _, _ in self.info.batches))
         try:
             self._rows = RangeReader(folder / ROWS, self.info.files[ROWS][1])
             self._schema = make_schema(draft)
+            require_consistent(self.info, draft, int(folder.name))
             self._ranking = Ranking.parse(self.info.frequent_ids, draft.num_classes)
             prefix = f"{HIDDEN}/"
             files = {
@@ -112,15 +116,11 @@ class Shard:
     def read_batch(self, index: int) -> Batch:
         """Decompress one record batch."""
         try:
-            _, start, size, checksum = self.info.batches[index]
-
-            def is_whole(content: Any) -> bool:
-                return bool(google_crc32c.value(content) == checksum)
-
-            content = self._rows.read(start, size, is_whole)
-            if not is_whole(content):
-                raise ValueError("it fails its checksum")
+            rows, start, size, checksum = self.info.batches[index]
+            content = _read_checked(self._rows, start, size, checksum)
             batch = decode_batch(content, self._schema)
+            if batch.num_rows != rows:
+                raise ValueError(f"it has {batch.num_rows} rows, expected {rows}")
             return Batch(batch, self._draft, self._kinds, self._ranking)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
@@ -140,6 +140,18 @@ class Shard:
             return self._hidden.read(signal, block)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"chunk {block} of {signal}") from error
+
+
+def _read_checked(file: RangeReader, start: int, size: int, checksum: int) -> Any:
+    """The bytes of a record batch, compared with shard.json."""
+
+    def is_whole(content: Any) -> bool:
+        return bool(google_crc32c.value(content) == checksum)
+
+    content = file.read(start, size, is_whole)
+    if not is_whole(content):
+        raise ValueError("it fails its checksum")
+    return content
 
 
 def _name_damage(folder: Path, error: Exception, part: str = "") -> CacheError:

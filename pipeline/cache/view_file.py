@@ -9,14 +9,13 @@ hold those of everything else: whoever trusts it need trust no other folder.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
-from pipeline.cache.index import RowRuns, read_table
+from pipeline.cache.index import RUNS, RowRuns, read_table, require_runs
 from pipeline.cache.signals import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
@@ -120,22 +119,8 @@ def read_runs(path: Path, digest: str, limit: int) -> RowRuns:
     file = _runs_file(path, digest)
     if not file.is_file() or hash_file(file) != digest:
         raise CacheError(f"{file}: is missing or damaged; copy or make the view again")
-    table = read_table(file)
-    try:
-        starts, counts = (_numbers(table, name) for name in ("first_row", "rows"))
-    except (KeyError, pa.ArrowException) as error:
-        raise CacheError(f"{file}: holds no runs of rows ({error}); make the view again") from error
-    fits = (counts > 0) & (counts <= limit) & (starts >= 0) & (starts <= limit - counts)
-    if not fits.all() or not (starts[1:] >= (starts + counts)[:-1]).all():
-        raise CacheError(
-            f"{file}: its runs are not ascending rows below {limit:,}; make the view again"
-        )
-    return RowRuns(starts, counts)
-
-
-def _numbers(table: Any, name: str) -> np.ndarray:
-    column: np.ndarray = table[name].cast(pa.int64()).to_numpy()
-    return column
+    table = read_table(file, RUNS)
+    return require_runs(RowRuns(*(table[name].to_numpy() for name in RUNS)), limit, file)
 
 
 def _runs_file(path: Path, digest: str) -> Path:
