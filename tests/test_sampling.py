@@ -216,7 +216,7 @@ def test_a_column_of_ids_is_no_group(tmp_path: Path):
     write_cache(tmp_path, make_draft(3))
     for file in (tmp_path / "index/columns").iterdir():
         file.write_bytes(b"ARROW1")
-    with pytest.raises(CacheError, match=r"index/columns/\w+.arrow: cannot be read"):
+    with pytest.raises(CacheError, match=r"index/columns/\w+.arrow: "):
         TeacherCache.open(tmp_path).group("split")
 
 

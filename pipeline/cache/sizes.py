@@ -5,19 +5,19 @@
 The entries add up to what the files occupy, so bytes per token quoted from them hide nothing.
 """
 
-import struct
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cache.messages import read_buffers
 from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
 from pipeline.cache.view import list_sources
+from pipeline.errors import CacheError
 from pipeline.storage import is_local, list_files, map_file
 
 FRAMING = "(arrow framing)"
@@ -73,17 +73,24 @@ def _purpose(parts: tuple[str, ...]) -> str:
 
 
 def _sum_columns(file: Path) -> Counter[str]:
+    """Bytes of each column of rows.arrow, its buffers with their padding.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
     sizes: Counter[str] = Counter()
-    with pa.BufferReader(map_file(file)) as opened:
-        schema = pa.ipc.open_file(opened).schema
+    try:
+        opened = pa.BufferReader(map_file(file))
+        opened.seek(_FILE_HEADER)
+        schema = pa.ipc.read_schema(opened)
         owners = [owner for field in schema for owner in _name_buffers(field.name, field.type)]
-        opened.seek(0)
-        stream = pa.BufferReader(opened.read_buffer().slice(_FILE_HEADER))
-        for message in pa.ipc.MessageReader.open_stream(stream):
-            if message.type == "record batch":
-                lengths = _buffer_lengths(message.metadata.to_pybytes(), message.body.size)
-                for owner, length in zip(owners, lengths, strict=True):
-                    sizes[owner] += length
+        for message in pa.ipc.MessageReader.open_stream(opened):
+            starts = [start for start, _ in read_buffers(message.metadata.to_pybytes()).places]
+            ends = [*starts[1:], message.body.size]
+            for owner, start, end in zip(owners, starts, ends, strict=True):
+                sizes[owner] += end - start
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise CacheError(f"{file}: cannot be read ({error}); copy the cache again") from error
     return sizes
 
 
@@ -105,27 +112,3 @@ def _name_buffers(name: str, kind: Any) -> Iterator[str]:
         yield from _name_buffers(name, kind.value_type)
     else:
         yield from (name,) * (2 if pa.types.is_large_string(kind) else 1)
-
-
-def _buffer_lengths(metadata: bytes, body: int) -> Iterator[int]:
-    """Bytes of each buffer with its padding, from the flatbuffer of a record batch message.
-
-    Message.header is field 2 of its table and RecordBatch.buffers field 2 of its own, a vector of
-    (offset, length) pairs (format/Message.fbs of Apache Arrow).
-    """
-    message = _read("I", metadata, 0)
-    vector = _follow(metadata, _follow(metadata, message, 2), 2)
-    count = _read("I", metadata, vector)
-    offsets = [_read("q", metadata, vector + 4 + 16 * index) for index in range(count)]
-    return (after - before for before, after in pairwise([*offsets, body]))
-
-
-def _follow(data: bytes, table: int, field: int) -> int:
-    """Position of what a flatbuffer table refers to in a field."""
-    fields = table - _read("i", data, table)
-    at = table + _read("H", data, fields + 4 + 2 * field)
-    return at + _read("I", data, at)
-
-
-def _read(kind: str, data: bytes, at: int) -> int:
-    return int(struct.unpack_from(f"<{kind}", data, at)[0])
