@@ -120,10 +120,6 @@ class ChunkReader:
         file, start, size = self._locate(name, block)
         if start == _ABSENT:
             return np.zeros((CHUNK_ROWS, kind.width), dtype=kind.dtype)
-        if size != CHUNK_ROWS * kind.row_bytes + _CHECKSUM_BYTES:
-            raise ValueError(f"{file} has a chunk of {size:,} bytes")
-        if start + size > self._files[file][0]:
-            raise ValueError(f"{file} has a chunk at {start:,}, past its end")
         values = self._read_checked(file, start, size).view(kind.dtype)
         return values.reshape(CHUNK_ROWS, kind.width)
 
@@ -143,6 +139,9 @@ class ChunkReader:
         if file not in self._indexes:
             self._indexes[file] = self._read_index(file, kind.file_chunks)
         start, size = (int(value) for value in self._indexes[file][within])
+        whole = CHUNK_ROWS * kind.row_bytes + _CHECKSUM_BYTES
+        if start != _ABSENT and (size != whole or start + size > self._files[file][0]):
+            raise ValueError(f"{file} says that a chunk has {size:,} bytes at {start:,}")
         return file, start, size
 
     def _read_index(self, file: str, chunks: int) -> np.ndarray:

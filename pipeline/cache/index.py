@@ -162,11 +162,11 @@ def write_table(file: Path, table: Any) -> None:
         writer.write_table(table)
 
 
-def read_table(file: Path, kinds: Mapping[str, Any]) -> Any:
+def read_table(file: Path, kinds: Mapping[str, Any] | None = None) -> Any:
     """Map a file of the index into memory: a table of one chunk.
 
     Args:
-        kinds: column -> Arrow type; texts may be null, nothing else.
+        kinds: column -> Arrow type, as they are expected; texts may be null, nothing else.
 
     Raises:
         CacheError: it is missing or damaged, or has other columns.
@@ -174,6 +174,7 @@ def read_table(file: Path, kinds: Mapping[str, Any]) -> Any:
     try:
         schema, batches = read_plain(map_file(file))
         found = {field.name: field.type for field in schema}
+        kinds = found if kinds is None else kinds
         if found != dict(kinds):
             raise ValueError(f"it has the columns {', '.join(found)[:200]}")
         table = pa.Table.from_batches(batches, schema).combine_chunks()
