@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from pipeline.cache import TeacherCache
 from pipeline.config import parse_config
@@ -36,6 +37,14 @@ class Said:
         order = np.argsort(-self.log_probs[row], kind="stable")[:k]
         return [(int(i), float(self.log_probs[row, i])) for i in order]
 
+    def own(self, row: int) -> float:
+        """The log-probability of the token that followed."""
+        return float(self.log_probs[row, self.tokens[row + 1]])
+
+    def spell(self, first: int = 0, last: int | None = None) -> str:
+        """The words of some tokens."""
+        return " ".join(f"w{token}" for token in self.tokens[first:last])
+
 
 def say(number: int, length: int = 24, sharpness: float = 3.0) -> Said:
     """Text `number`; the token that follows is usually a probable one."""
@@ -47,12 +56,14 @@ def say(number: int, length: int = 24, sharpness: float = 3.0) -> Said:
 
 
 def save_tokenizer(folder: Path, size: int = V) -> str:
-    """A tokenizer of words w0, w1, ..."""
+    """A tokenizer of words w0, w1, ..., with a chat template that joins what was said."""
     folder.mkdir(parents=True, exist_ok=True)
     words = {f"w{i}": i for i in range(size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return str(folder)
 

@@ -20,6 +20,9 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.exchange.containers import Row
 from pipeline.exchange.plain import Ragged
 from pipeline.targets import UNLABELLED
+from pipeline.tasks.prompting import template_ids
+
+ABSENT = -9999.0  # what servers write in place of -inf; nothing is below
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,20 @@ def take(row: Row, name: str) -> Any:
     if row.get(name) is None:
         raise DataError(f"has no {name!r}{did_you_mean(name, row)}")
     return row[name]
+
+
+def read_chat(messages: Any, tokenizer: Any, **options: Any) -> np.ndarray:
+    """The tokens of a chat, [T].
+
+    Raises:
+        DataError: the tokenizer has no template for it.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "is a chat, but the tokenizer has no chat template; give a chat model's tokenizer, or"
+            " rows with input_ids"
+        )
+    return np.array(template_ids(messages, tokenizer, **options), dtype=np.int64)
 
 
 def next_tokens(

@@ -44,6 +44,24 @@ class Ragged:
             present = np.ones(rows.shape, dtype=bool)
         return cls(rows[present], present.sum(axis=1))
 
+    def any(self, marks: np.ndarray) -> np.ndarray:
+        """[n] whether any number of a list is marked.
+
+        Args:
+            marks: [numbers of all lists].
+        """
+        lists = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        found: np.ndarray = np.bincount(lists[marks], minlength=len(self.lengths)) > 0
+        return found
+
+    def select(self, kept: np.ndarray) -> "Ragged":
+        """Some of the n lists.
+
+        Args:
+            kept: [n] bool.
+        """
+        return Ragged(self.values[np.repeat(kept, self.lengths)], self.lengths[kept])
+
     def to_lists(self) -> list[np.ndarray]:
         """The n lists."""
         return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []

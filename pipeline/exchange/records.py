@@ -16,10 +16,9 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.examples import CachedExample, Column, Example
-from pipeline.exchange.dump import Draws, Record
+from pipeline.exchange.dump import ABSENT, Draws, Record
 from pipeline.targets import UNLABELLED, Targets
 
-_ABSENT = -9999.0  # what servers write in place of -inf; nothing is below
 _SLACK = 1e-3  # nats above 0 that a log-probability may be rounded to
 _EXCESS = 1.1  # sum that no rounding explains
 _EXACT = 1e-5  # mass that float32 may lose of a row that adds up to 1
@@ -185,7 +184,7 @@ def _densify(record: Record) -> tuple[np.ndarray, np.ndarray]:
     ids = np.full(filled.shape, -1, dtype=np.int64)
     log_probs = np.full(filled.shape, -np.inf)
     ids[filled], log_probs[filled] = record.ids.values, record.log_probs.values
-    log_probs[log_probs <= _ABSENT] = -np.inf
+    log_probs[log_probs <= ABSENT] = -np.inf
     order = np.lexsort((ids, -log_probs), axis=1)
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(log_probs, order, axis=1)
 

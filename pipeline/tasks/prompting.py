@@ -60,7 +60,7 @@ def prompt_ids(row: Mapping[str, Any], tokenizer: Any) -> np.ndarray:
     """Token ids of a prompt, or of a chat up to where the assistant answers."""
     if row.get("messages") is not None:
         asked = _asked(row["messages"])
-        return np.array(_templated(asked, tokenizer, add_generation_prompt=True), dtype=np.int32)
+        return np.array(template_ids(asked, tokenizer, add_generation_prompt=True), dtype=np.int32)
     ids, learned = _prompted({**row, "completion": ""}, tokenizer)
     prompt: np.ndarray = ids[~learned]
     return prompt
@@ -90,13 +90,13 @@ def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
             f"example {row['id']}: is a chat, but the tokenizer has no chat template;"
             " use a chat model's tokenizer or map data.columns to text"
         )
-    ids = _templated(messages, tokenizer)
+    ids = template_ids(messages, tokenizer)
     learned = np.zeros(len(ids), dtype=bool)
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _templated(messages[:turn], tokenizer, add_generation_prompt=True)
-        after = _templated(messages[: turn + 1], tokenizer)
+        before = template_ids(messages[:turn], tokenizer, add_generation_prompt=True)
+        after = template_ids(messages[: turn + 1], tokenizer)
         if ids[: len(after)] != after or after[: len(before)] != before:
             raise DataError(
                 f"example {row['id']}: the chat template does not keep earlier turns unchanged, so"
@@ -107,7 +107,8 @@ def _chat(row: Mapping[str, Any], tokenizer: Any) -> tuple[np.ndarray, np.ndarra
     return np.array(ids, dtype=np.int32), learned
 
 
-def _templated(messages: Sequence[Any], tokenizer: Any, **options: Any) -> list[int]:
+def template_ids(messages: Sequence[Any], tokenizer: Any, **options: Any) -> list[int]:
+    """Token ids of a chat by the tokenizer's template."""
     return list(
         tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
     )
