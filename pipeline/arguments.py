@@ -65,6 +65,16 @@ class EvaluationConfig(StrictModel):
     early_stopping: EarlyStopping | None = None
 
     @property
+    def splits(self) -> set[str]:
+        """Those that anything is measured on."""
+        return {self.split, self.curve_split or self.split}
+
+    def callbacks(self) -> list[transformers.TrainerCallback]:
+        """What stops a training early, where anything does."""
+        stopping = self.early_stopping
+        return [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+
+    @property
     def curve_columns(self) -> list[str]:
         """The columns that each point of the curve is sliced by."""
         watched = self.early_stopping.slice.partition("=") if self.early_stopping else ("", "", "")

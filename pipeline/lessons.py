@@ -23,13 +23,11 @@ from pipeline.accounts import Ledger
 from pipeline.batches import Collator, Selection, StepSampler
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError
-from pipeline.evaluation import measure, score_model
+from pipeline.exam import Exam
 from pipeline.losses.base import Loss
-from pipeline.losses.fused import FusedHead
 from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates
-from pipeline.scores import Scores
-from pipeline.terms import count_units, fuse_head, name_terms, weigh_terms
+from pipeline.terms import count_units, name_terms, weigh_terms
 from pipeline.trainer import DistillationTrainer
 
 
@@ -41,9 +39,9 @@ class Lesson:
         name: of its folder and its metrics.
         model: the student with this task's head.
         losses: the terms.
-        train: the examples to learn from; held_out: those it is measured on.
-        collator: joins them into batches, and knows the task.
-        tokenizer: the student's.
+        train: the examples to learn from.
+        exam: what it is measured on.
+        collator: joins examples into batches, and knows the task.
         weight: how often a batch is of this lesson, relative to the others.
     """
 
@@ -51,19 +49,13 @@ class Lesson:
     model: PreTrainedModel
     losses: Sequence[Loss]
     train: Selection
-    held_out: Selection
+    exam: Exam
     collator: Collator
-    tokenizer: Any
     weight: float
 
-    def score(self, batch_size: int) -> Scores:
-        """Scores on the held-out examples."""
-        plain = replace(self.collator, signals={}, company=None)
-        return score_model(self.model, self.held_out, plain, batch_size, tokenizer=self.tokenizer)
-
-    def measure(self, batch_size: int) -> list[Metric]:
-        """Metrics on the held-out examples, each under the lesson's name."""
-        found = measure(self.collator.task, self.score(batch_size))
+    def curve(self) -> list[Metric]:
+        """The metrics of a point of the curve, each under the lesson's name."""
+        found = self.exam.curve(self.model)
         return [replace(metric, name=f"{self.name}.{metric.name}") for metric in found]
 
 
@@ -213,7 +205,6 @@ class LessonsTrainer(DistillationTrainer):
                 " start it without torchrun or accelerate launch"
             )
         self.lessons = lessons
-        self._heads: dict[int, FusedHead | None] = {}
         super().__init__(
             Lessons({lesson.name: lesson.model for lesson in lessons}),
             [loss for lesson in lessons for loss in lesson.losses],
@@ -265,14 +256,12 @@ class LessonsTrainer(DistillationTrainer):
     ) -> tuple[Tensor, Tensor, Any]:
         number = batch["lesson"]
         lesson, mine = self.lessons[number], self._terms(number)
-        if number not in self._heads:
-            self._heads[number] = fuse_head(lesson.model, batch["targets"].num_classes)
         total, found, outputs = weigh_terms(
             lesson.model,
             batch,
             losses[mine],
             factors[mine],
-            self._heads[number],
+            self._fused_head(lesson.model, batch),
             lesson.collator.task,
         )
         sums = found.new_zeros(len(self.losses))

@@ -113,7 +113,12 @@ def _checkpoints(folder: Path) -> list[Path]:
         except ValueError:
             continue  # cut off
         found.append(state.parent)
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=lambda path: step_of(path.name) or 0)
+
+
+def step_of(checkpoint: str | None) -> int | None:
+    """The optimizer step after which a checkpoint was saved."""
+    return None if checkpoint is None else int(checkpoint.rpartition("-")[2])
 
 
 def last_checkpoint(folder: Path) -> str | None:

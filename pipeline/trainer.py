@@ -92,7 +92,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._steps_summed = 0
         marks = collator.marks
         self._slices = SliceMeans(self.term_names, marks) if marks and marks.slices else None
-        self._fused: tuple[FusedHead | None] | None = None
+        self._fused: dict[int, FusedHead | None] = {}
         args.remove_unused_columns = False  # the targets are no argument of forward()
         super().__init__(
             model=model,
@@ -224,13 +224,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return weigh_terms(model, batch, losses, factors, head, self.task, ledger)
 
     def _fused_head(self, model: nn.Module, inputs: Mapping[str, Any]) -> FusedHead | None:
-        """The student's head, probed at the first step."""
+        """A student's head, probed at its first step."""
         if self.args.torch_compile:  # a hook that comes and goes would compile every step anew
             return None
-        if self._fused is None:
+        if id(model) not in self._fused:
             targets = inputs.get("targets")
-            self._fused = (fuse_head(model, None if targets is None else targets.num_classes),)
-        return self._fused[0]
+            found = fuse_head(model, None if targets is None else targets.num_classes)
+            self._fused[id(model)] = found
+        return self._fused[id(model)]
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """To the device, the targets too, which are no plain tensors."""

@@ -5,7 +5,6 @@
 Used by the stages that train a teacher and a student; neither knows more of training than this.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from torch import nn
 from transformers.integrations import TensorBoardCallback
 
 from pipeline.arguments import EvaluationConfig, training_arguments
-from pipeline.batches import Collator, Selection
+from pipeline.batches import Selection
 from pipeline.curve import Curve
-from pipeline.errors import ConfigError, did_you_mean
-from pipeline.evaluation import measure, score_model
+from pipeline.evaluation import measure
+from pipeline.exam import Exam
 from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
-from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage
+from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage, step_of
 from pipeline.scores import Scores
 from pipeline.staging import TrainingStage
 from pipeline.student import Adapters
@@ -92,7 +91,8 @@ def train_model(
     """
     task.require_packages()
     planned = [training_arguments(s.training, evaluation, output, s.name) for s in stages]
-    exam = _Exam(task, held_out, evaluation, stages[0].collator, tokenizer, planned[0])
+    rank, world_size = planned[0].process_index, planned[0].world_size
+    exam = Exam(task, held_out, evaluation, stages[0].collator, tokenizer, rank, world_size)
     course = _Course(model, exam, output, seat)
     for stage in stages[1:]:
         course.prepare(stage)  # what does not fit is refused before the first step
@@ -119,53 +119,13 @@ def train_model(
     )
 
 
-class _Exam:
-    """Held-out measurement: points of the curve, and the scores at the end."""
-
-    def __init__(
-        self,
-        task: Task,
-        held_out: Mapping[str, Selection],
-        evaluation: EvaluationConfig,
-        collator: Collator,
-        tokenizer: Any,
-        args: transformers.TrainingArguments,
-    ):
-        self.evaluation = evaluation
-        self._task = task
-        self._final = _held_out(held_out, evaluation.split, "split")
-        _require_columns(self._final, evaluation.slices, "slices")
-        curve = _held_out(held_out, evaluation.curve_split or evaluation.split, "curve_split")
-        self._curve = _curve_examples(curve, evaluation)
-        _require_columns(self._curve, evaluation.curve_columns, "curve_slices")
-        # One teacher measures, every example alike, without hidden states.
-        self._collator = dataclasses.replace(collator, signals={}, company=None, marks=None)
-        self._shared: dict[str, Any] = {
-            "rank": args.process_index,
-            "world_size": args.world_size,
-            "tokenizer": tokenizer,
-        }
-
-    def curve(self, model: nn.Module) -> list[Metric]:
-        """The metrics of a point of the curve."""
-        return measure(self._task, self._score(model, self._curve), self.evaluation.curve_columns)
-
-    def final(self, model: nn.Module) -> Scores:
-        """The scores on the final split."""
-        return self._score(model, self._final)
-
-    def _score(self, model: nn.Module, examples: Selection) -> Scores:
-        size = self.evaluation.batch_size
-        return score_model(model, examples, self._collator, size, **self._shared)
-
-
 class _Course:
     """A model on its way through the stages: what it has taken so far, and what may learn."""
 
     def __init__(
         self,
         model: transformers.PreTrainedModel,
-        exam: _Exam,
+        exam: Exam,
         output: Path,
         seat: Seat | None,
     ):
@@ -224,10 +184,7 @@ class _Course:
         curve = Curve(
             self._output / "metrics.jsonl", stage.name, self.taken.steps, self.taken.epochs
         )
-        saved = int(resume.rpartition("-")[2]) if resume else None
-        seconds = curve.cut(saved) if args.process_index == 0 else 0.0
-        stopping = evaluation.early_stopping
-        patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+        seconds = curve.cut(step_of(resume)) if args.process_index == 0 else 0.0
         trainer = DistillationTrainer(
             self._model,
             stage.losses,
@@ -240,7 +197,11 @@ class _Course:
             learning_rates=stage.learning_rates,
             gradual=stage.freezing.gradual,
             seat=self._seat,
-            callbacks=[*patience, *_reporters(args, self._output, stage.name), *stage.callbacks],
+            callbacks=[
+                *evaluation.callbacks(),
+                *_reporters(args, self._output, stage.name),
+                *stage.callbacks,
+            ],
         )
         trainer.train(resume_from_checkpoint=resume)
         return trainer
@@ -258,32 +219,8 @@ def _reporters(
     return [writer]
 
 
-def _held_out(held_out: Mapping[str, Selection], split: str, setting: str) -> Selection:
-    if split not in held_out:
-        hint = did_you_mean(split, held_out)
-        raise ConfigError(f"evaluation.{setting}: there is no split {split!r}{hint}")
-    return held_out[split]
-
-
-def _require_columns(examples: Selection, columns: Sequence[str], setting: str) -> None:
-    """Refuse a slice by a column that is not there, before anything is trained for it."""
-    known = examples[0].columns if columns and len(examples) else {}
-    for column in columns:
-        if column not in known:
-            hint = did_you_mean(column, known) if known else "; data.carry takes columns along"
-            raise ConfigError(f"evaluation.{setting}: no example has a column {column!r}{hint}")
-
-
 @torch.no_grad()
 def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Round parameters as saving will; buffers are made anew when a model is loaded."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
-
-
-def _curve_examples(examples: Selection, evaluation: EvaluationConfig) -> Selection:
-    wanted = evaluation.curve_examples
-    if wanted is None or wanted >= len(examples):
-        return examples
-    picked = [index * len(examples) // wanted for index in range(wanted)]
-    return Selection(examples.source, examples.indices[picked])

@@ -135,12 +135,11 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     adapters = add_adapters(config.student, model, reading.task)
     stages = plan_stages(config, reading, model)
     train = stages[-1].train
-    curve_split = config.evaluation.curve_split or config.evaluation.split
     outcome = train_model(
         model,
         reading.task,
         stages,
-        {name: reading.select(name) for name in {curve_split, config.evaluation.split}},
+        {name: reading.select(name) for name in config.evaluation.splits},
         reading.tokenizer,
         config.evaluation,
         config.output,

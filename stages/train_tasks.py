@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-import transformers
 from pydantic import Field, model_validator
 
 from pipeline.arguments import EvaluationConfig, training_arguments
@@ -16,6 +15,7 @@ from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, MismatchError
 from pipeline.evaluation import measure
+from pipeline.exam import Exam
 from pipeline.identity import digest_tokenizer
 from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
 from pipeline.lineage import describe_lineage, require_same_lineage
@@ -24,7 +24,7 @@ from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
 from pipeline.reading import Reading
 from pipeline.report.card import write_card
-from pipeline.resuming import check_run_folder, finish_run, last_checkpoint
+from pipeline.resuming import check_run_folder, finish_run, last_checkpoint, step_of
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
@@ -155,9 +155,8 @@ def _make_lessons(
         raise ConfigError("student.lora: adapts students of one task; leave it out for several")
     models = {}
     for name, reading in readings.items():
-        classes = reading.cache.manifest.num_classes
         models[name] = build_student(
-            config.student, reading.task, classes, reading.tokenizer, config.seed
+            config.student, reading.task, reading.num_classes, reading.tokenizer, config.seed
         )
         name_labels(models[name], reading.cache.manifest.label_names)
     share_encoder(list(models.values()))
@@ -173,9 +172,14 @@ def _make_lessons(
                 model=models[name],
                 losses=losses,
                 train=choose_examples(configs[name], reading, losses),
-                held_out=reading.select(config.evaluation.split),
+                exam=Exam(
+                    reading.task,
+                    {split: reading.select(split) for split in config.evaluation.splits},
+                    config.evaluation,
+                    collator,
+                    reading.tokenizer,
+                ),
                 collator=collator,
-                tokenizer=reading.tokenizer,
                 weight=config.tasks[name].share,
             )
         )
@@ -188,12 +192,10 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
     settings = {"seed": config.seed, **config.training}
     args = training_arguments(settings, evaluation, output)
     resume, curve = last_checkpoint(output / "checkpoints"), Curve(output / "metrics.jsonl")
-    seconds = curve.cut(int(resume.rpartition("-")[2]) if resume else None)
-    stopping = evaluation.early_stopping
-    patience = [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
+    seconds = curve.cut(step_of(resume))
 
     def measure_curve(_: Any) -> list[Any]:
-        return [m for lesson in lessons for m in lesson.measure(evaluation.batch_size)]
+        return [metric for lesson in lessons for metric in lesson.curve()]
 
     trainer = LessonsTrainer(
         lessons,
@@ -202,7 +204,7 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
         curve,
         seconds,
         config.learning_rates,
-        [*patience, TrainingProgress(output.name)],
+        [*evaluation.callbacks(), TrainingProgress(output.name)],
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.model.eval()
@@ -226,10 +228,10 @@ def _finish(
 ) -> None:
     """Measure a task's student and write its folder, as if it had been trained alone."""
     evaluation, task = config.evaluation, reading.task
-    scores = lesson.score(evaluation.batch_size)
+    scores = lesson.exam.final(lesson.model)
     folder = config.output
     lesson.collator.task.save(lesson.model, folder)
-    lesson.tokenizer.save_pretrained(folder)
+    reading.tokenizer.save_pretrained(folder)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     result = Result(
         name=folder.name,

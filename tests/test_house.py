@@ -30,7 +30,7 @@ FLOORS: list[set[str]] = [
     {"cache", "losses", "tasks", "teacher", "student", "report"},
     {"sampling", "accounts"},
     {
-        *("arguments", "batches", "capture", "crossing", "curve", "evaluation"),
+        *("arguments", "batches", "capture", "crossing", "curve", "evaluation", "exam"),
         *(
             "exchange",
             "export",

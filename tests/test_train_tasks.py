@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer
 
 from pipeline.batches import StepSampler
 from pipeline.config import parse_config
-from pipeline.errors import ConfigError, MismatchError
+from pipeline.errors import CacheError, ConfigError, MismatchError
 from pipeline.lessons import LessonsTrainer, MixedSampler
 from pipeline.runs import read_result
 from stages.cache_teacher import CacheConfig, cache_teacher
@@ -113,6 +113,17 @@ def test_the_curve_has_every_task(runs: list[Path]) -> None:
     assert {"term/topics/forward_kl", "term/topics/hidden_mse", "term/masks/forward_kl"} <= set(
         trained
     )
+
+
+def test_what_is_measured_is_chosen_and_checked_as_for_one_task(
+    caches: dict[str, Path], tmp_path: Path
+) -> None:
+    other_split = make_config(caches, tmp_path / "a", evaluation={"curve_split": "dev"})
+    with pytest.raises(CacheError, match="has no split 'dev'"):
+        train_tasks(other_split)
+    other_column = make_config(caches, tmp_path / "b", evaluation={"slices": ["dialect"]})
+    with pytest.raises(ConfigError, match=r"evaluation\.slices: no example has a column 'dialect'"):
+        train_tasks(other_column)
 
 
 class Stop(TrainerCallback):
