@@ -145,6 +145,14 @@ def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert again.num_classes == told.num_classes
 
 
+def test_one_head_has_one_file(tmp_path: Path) -> None:
+    files = set()
+    for _ in range(16):  # the order of metadata is drawn anew each time
+        write_head(tmp_path, make_head(torch.float32)[0])
+        files.add((tmp_path / "head.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_a_student_with_fewer_classes_is_refused() -> None:
     head, given = make_head()
     with pytest.raises(ModelError, match="its head has 6 classes, the teacher's 7"):

@@ -3,6 +3,7 @@
 OutputHead -- write_head --> head.safetensors (weight, bias, offset; scale and soft-cap beside them)
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_head(cache: Path, head: OutputHead) -> None:
         if tensor is not None
     }
     facts = {"scale": repr(head.scale), "soft_cap": repr(head.soft_cap)}
-    write_bytes(cache / FILE, save(tensors, metadata=facts))
+    write_bytes(cache / FILE, _order_metadata(save(tensors, metadata=facts)))
 
 
 def read_head(cache: Path, digest: str | None) -> OutputHead:
@@ -67,3 +68,12 @@ def _make_head(facts: Mapping[str, str], found: Mapping[str, Tensor]) -> OutputH
     if not math.isfinite(scale) or (soft_cap is not None and not 0 < soft_cap < math.inf):
         raise ValueError(f"scale {scale}, soft-cap {soft_cap}")
     return OutputHead(weight, bias, scale, soft_cap, len(weight), offset)
+
+
+def _order_metadata(content: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes them in another each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :]
