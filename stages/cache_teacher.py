@@ -7,8 +7,9 @@ can be wrong with the teacher before the first batch. An interrupted stage conti
 that are missing; a finished one is compared with what is asked for and left as it is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +17,13 @@ from typing import Annotated, Any
 from rich.console import Console
 
 from pipeline.attention import name_attention
-from pipeline.cache import CacheWriter, TargetsSpec, write_head
+from pipeline.cache import CacheWriter, Draft, TargetsSpec, write_head
 from pipeline.cache.codecs import Lossless
 from pipeline.cache.locks import Occupant, occupy
 from pipeline.capture import Capture, CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.examples import Example
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.storage import Location, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS, Task
@@ -73,9 +75,25 @@ class CacheConfig(StrictModel):
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What a capture has to know where it adds to a cache that stands.
+
+    Attributes:
+        choose: of the data's examples, those to ask about.
+        check: refuses a draft that does not fit that cache.
+    """
+
+    choose: Callable[[Iterable[Example]], Iterable[Example]]
+    check: Callable[[Draft], None]
+
+
 @quiet_libraries()
-def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
+def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | None = None) -> Path:
     """Run the teacher over the data and return the folder of the finished cache.
+
+    Args:
+        growth: of a cache that stands; None makes one by itself.
 
     Raises:
         StillroomError: the data, teacher, settings or disk do not allow it (one line).
@@ -97,7 +115,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True) -> Path:
             found = f"stands already, {manifest.totals.examples:,} examples; kept"
             tell(f"{output}: {found}")
         else:
-            _capture(config, task, rows, tokenizer, here, console)
+            _capture(config, task, rows, tokenizer, here, console, growth)
     return output
 
 
@@ -107,20 +125,29 @@ def _stands(cache: Path) -> bool:
 
 
 def _capture(
-    config: CacheConfig, task: Task, rows: Rows, tokenizer: Any, here: Occupant, console: Console
+    config: CacheConfig,
+    task: Task,
+    rows: Rows,
+    tokenizer: Any,
+    here: Occupant,
+    console: Console,
+    growth: Growth | None,
 ) -> None:
     """Ask the teacher about whatever is missing, and finish the cache."""
     output = config.output
     teacher, asked = _let_write(config, task, rows, tokenizer, console)
+    examples = task.examples(asked, tokenizer, config.data.carry)
     spool = Spool.write(
         scratch_folder(output) / "examples.arrow",
-        task.examples(asked, tokenizer, config.data.carry),
+        examples if growth is None else growth.choose(examples),
     )
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
         _check_fit(teacher, task, tokenizer, spool)
         spec = _capture_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
+        if growth is not None:
+            growth.check(draft)
         writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher))
         log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
         if 0 < len(writer.finished) < writer.draft.num_shards:

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import ConfigError, StillroomError, did_you_mean
+from pipeline.errors import ConfigError, StillroomError
 from pipeline.storage import as_path
-from stages import view_commands
+from stages import cache_commands
+from stages.shipped import find_config
 
 CONFIGS = Path(__file__).parent / "configs"
 _LONGEST = 4000  # letters of an error
@@ -243,72 +244,12 @@ def sweep_command(
     print(f"report: {sweep(plan, proposer)}")
 
 
-@app.command("inspect")
-def inspect_command(
-    cache: Annotated[
-        Path, typer.Argument(parser=as_path, help="The folder or URL of a finished cache.")
-    ],
-    example: Annotated[
-        str | None, typer.Option(help="An example id: show its text token by token.")
-    ] = None,
-) -> None:
-    """Show what a cache holds, what it costs and how much of the teacher it keeps.
-
-    Example: stillroom inspect data/caches/demo --example abc.py@0
-    """
-    from stages.inspect import inspect
-
-    inspect(cache, example)
-
-
-app.command("select")(view_commands.select_command)
-app.command("filter")(view_commands.filter_command)
-app.command("merge")(view_commands.merge_command)
-
-
-@app.command("verify")
-def verify_command(
-    cache: Annotated[Path, typer.Argument(help="The folder of a cache, finished or not.")],
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Queue damaged shards again, mend what can be.")
-    ] = False,
-    sample: Annotated[
-        int | None, typer.Option(min=1, help="Examples to look at, in place of all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-    bytes_only: Annotated[
-        bool, typer.Option("--bytes-only", help="Sizes and checksums; decode nothing.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a report for machines.")] = False,
-) -> None:
-    """Check every byte of a cache and what it means; exit code 0 where it is whole, 3 where it is
-    sound but not finished, 4 where it is damaged.
-
-    Example: stillroom verify data/caches/demo --repair
-    """
-    from pipeline.cache.verifying import Depth
-    from stages.verify import verify
-
-    depth = Depth(not bytes_only, sample, seed, jobs)
-    raise typer.Exit(verify(cache, depth, repair, as_json))
-
-
-def find_config(kind: str, name: str) -> Path:
-    """The file of a config: a path, or the name of a shipped one.
-
-    Raises:
-        ConfigError: neither (with the nearest shipped name).
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    shipped = {file.stem: file for file in sorted((CONFIGS / kind).glob("*.yaml"))}
-    if name not in shipped:
-        raise ConfigError(
-            f"{name}: neither a file nor a shipped {kind} config{did_you_mean(name, shipped)}"
-        )
-    return shipped[name]
+app.command("inspect")(cache_commands.inspect_command)
+app.command("verify")(cache_commands.verify_command)
+app.command("select")(cache_commands.select_command)
+app.command("filter")(cache_commands.filter_command)
+app.command("merge")(cache_commands.merge_command)
+app.command("extend")(cache_commands.extend_command)
 
 
 def _refuse_options(why: str, given: set[str]) -> None:

@@ -19,6 +19,7 @@ from pipeline.cache import (
     Draft,
     Identity,
     Manifest,
+    has_bases,
     read_draft,
     read_manifest,
     require_same,
@@ -94,7 +95,8 @@ def make_draft(
         head_width=None if teacher.head is None else int(teacher.head.weight.shape[1]),
     )
     shard_examples = config.shard.count(spec, teacher.width, spool)
-    require_rows(signals, spool.lengths[:shard_examples])
+    if not has_bases(config.output):
+        require_rows(signals, spool.lengths[:shard_examples])
     return Draft(
         identity=Identity(
             data={**rows.description, "digest": rows.digest},

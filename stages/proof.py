@@ -20,7 +20,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.runs import Result, read_result
 from stages.cache_teacher import CacheConfig, cache_teacher
-from stages.cli import find_config
+from stages.shipped import find_config
 from stages.train_student import StudentConfig, train_student
 from stages.train_teacher import TrainTeacherConfig, train_teacher
 

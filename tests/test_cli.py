@@ -11,7 +11,7 @@ from stages.cli import app, main
 COMMANDS = [
     *("cache-teacher", "train-student", "train-teacher", "evaluate", "compare", "inspect"),
     "export",
-    *("sweep", "select", "filter", "merge"),
+    *("sweep", "select", "filter", "merge", "extend"),
 ]
 
 

@@ -12,8 +12,9 @@ import yaml
 
 from pipeline.config import load_config, parse_config
 from stages.cache_teacher import CacheConfig
-from stages.cli import CONFIGS, app
+from stages.cli import app
 from stages.rounds import RoundsConfig
+from stages.shipped import CONFIGS
 from stages.train_student import StudentConfig
 from stages.train_teacher import TrainTeacherConfig
 

@@ -28,7 +28,7 @@ from pipeline.reading import open_reading
 from pipeline.targets import UNLABELLED
 from pipeline.terms import attach_projections, projections_of, weigh_terms
 from stages.cache_teacher import CacheConfig
-from stages.cli import CONFIGS
+from stages.shipped import CONFIGS
 from stages.train_student import train_student
 
 CHOICES: tuple[Positions, ...] = (

@@ -17,7 +17,7 @@ from pipeline.cache.projection import FILE, Basis, Pca, Projection, Random
 from pipeline.config import load_config
 from pipeline.errors import CacheError, ConfigError, DataError, MismatchError, NumericalError
 from stages.cache_teacher import CacheConfig, cache_teacher
-from stages.cli import CONFIGS
+from stages.shipped import CONFIGS
 from stages.train_student import train_student
 
 PCA, RANDOM = {"name": "pca", "width": 2}, {"name": "random", "width": 3}

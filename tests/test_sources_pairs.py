@@ -15,7 +15,7 @@ from pipeline.config import load_config
 from pipeline.errors import DataError
 from pipeline.sources import DataConfig, load_rows
 from stages.cache_teacher import CacheConfig
-from stages.cli import CONFIGS
+from stages.shipped import CONFIGS
 
 REAL = os.environ.get("STILLROOM_DATA")
 PAIRS = [

@@ -21,7 +21,14 @@ from pipeline.cache.manifest import (
 )
 from pipeline.cache.order import EpochOrder, epoch_order
 from pipeline.cache.output_head import read_head, write_head
-from pipeline.cache.projection import PROJECTIONS, Projection, read_bases, require_vectors
+from pipeline.cache.projection import (
+    PROJECTIONS,
+    Projection,
+    copy_bases,
+    has_bases,
+    read_bases,
+    require_vectors,
+)
 from pipeline.cache.quantization import VectorType
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.shard_writer import ShardWriter
@@ -35,7 +42,7 @@ from pipeline.cache.view import (
     select_rows,
     write_view,
 )
-from pipeline.cache.view_manifest import require_alike
+from pipeline.cache.view_manifest import require_alike, require_fits
 from pipeline.cache.view_parts import Overlay, Part, all_rows
 from pipeline.cache.writer import CacheWriter
 
@@ -63,9 +70,11 @@ __all__ = [
     "TeacherCache",
     "VectorType",
     "all_rows",
+    "copy_bases",
     "digest_set",
     "epoch_order",
     "group_rows",
+    "has_bases",
     "hash_id",
     "hash_rows",
     "list_parts",
@@ -76,6 +85,7 @@ __all__ = [
     "read_head",
     "read_manifest",
     "require_alike",
+    "require_fits",
     "require_same",
     "require_vectors",
     "select_rows",

@@ -176,6 +176,16 @@ def read_bases(cache: Path, sha256: str) -> dict[str, Basis]:
         raise CacheError(f"{file}: cannot be read ({error}); copy or cache it again") from error
 
 
+def has_bases(cache: Path) -> bool:
+    """Whether vectors of a cache under way need not be fitted to: bases stand there."""
+    return (cache / FILE).is_file()
+
+
+def copy_bases(source: Path, cache: Path) -> None:
+    """Give a cache to be begun the bases of another one."""
+    write_bytes(cache / FILE, (source / FILE).read_bytes())
+
+
 def _fix_signs(components: Tensor) -> Tensor:
     """Turn each row so that its largest number is positive: signs are free, bytes are not."""
     largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.documents import require_same
-from pipeline.cache.manifest import Identity, Manifest, Totals
+from pipeline.cache.manifest import Draft, Identity, Manifest, Totals
 
 # What a draft says beside its size and its data, in which the parts of a view may differ.
 _QUESTION = {"task", "num_classes", "shifted", "label_names"}
-_KIND = _QUESTION | {"targets", "signals", "positions", "columns", "projections", "head"}
+_KIND = _QUESTION | {"targets", "signals", "positions", "columns", "projections"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,18 @@ def require_alike(path: Path, first: Manifest, other_path: Path, other: Manifest
     _require_same(other_path, other, first, _KIND, remedy)
 
 
-def _require_same(path: Path, one: Manifest, other: Manifest, fields: set[str], why: str) -> None:
+def require_fits(path: Path, manifest: Manifest, draft: Draft) -> None:
+    """Refuse a capture that is to add to a cache, before it has asked anything.
+
+    Raises:
+        MismatchError: names the fields that differ.
+    """
+    fields = _KIND - {"projections"}
+    remedy = "Only what one teacher, tokenizer, task and settings make can extend a cache"
+    _require_same(path, manifest, draft, fields, remedy)
+
+
+def _require_same(path: Path, one: Draft, other: Draft, fields: set[str], why: str) -> None:
     """Compare these fields, the tokenizer and the teacher, as far as both manifests tell them."""
     found, asked = (m.model_dump(mode="json", include=fields) for m in (one, other))
     for dump in (found, asked):

@@ -22,8 +22,8 @@ from pipeline.tasks.causal_lm import CausalLM
 from pipeline.teacher import Teacher, TeacherConfig, load_tokenizer
 from stages.bench.language import LanguageRecipe
 from stages.cache_teacher import CacheConfig, cache_teacher
-from stages.cli import find_config
 from stages.hidden import HiddenConfig
+from stages.shipped import find_config
 from stages.sizes import BatchConfig, ShardConfig
 from stages.train_student import StudentConfig
 from stages.train_teacher import TrainTeacherConfig, train_teacher

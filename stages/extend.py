@@ -1,0 +1,142 @@
+"""More examples for a cache that stands: only what it does not hold is asked of the teacher.
+
+cache, config of the larger data -> examples that are new -> OUT/added, an ordinary cache
+    -> OUT/view.json over both, written last
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from pipeline.cache import (
+    CacheView,
+    RowRuns,
+    TeacherCache,
+    copy_bases,
+    has_bases,
+    hash_rows,
+    list_parts,
+    list_sources,
+    require_fits,
+    select_rows,
+    write_view,
+)
+from pipeline.errors import ConfigError, MismatchError, StillroomError
+from pipeline.examples import Example
+from pipeline.identity import digest_example
+from pipeline.storage import remove_tree
+from stages.cache_teacher import CacheConfig, Growth, cache_teacher
+from stages.writing import lets_write
+
+_ADDED = "added"
+
+
+class _NothingNewError(StillroomError):
+    """The cache holds all examples of the data."""
+
+
+def extend(
+    cache_path: Path,
+    config: CacheConfig,
+    output: Path,
+    replace: bool = False,
+    progress: bool = True,
+) -> TeacherCache:
+    """Ask the teacher about what a cache does not hold and open the view of both; the cache itself,
+    and no view, where there is nothing new.
+
+    Args:
+        config: that of the cache, with more data; its `output` is not used.
+        replace: whether an example whose content changed takes the place of the cached one.
+
+    Raises:
+        MismatchError: another teacher, tokenizer, task or other settings than the cache's.
+        StillroomError: what the capture found wrong, or an id with other content than cached.
+    """
+    cache, console = TeacherCache.open(cache_path), Console(quiet=not progress)
+    if lets_write(config.task, config.data):
+        raise ConfigError(
+            "extend: here the teacher writes what it is asked about, for every row; cache the new"
+            " rows by themselves and join the two with `stillroom merge`"
+        )
+    added = output / _ADDED
+    _give_bases(cache, added)
+    fits = partial(require_fits, cache.path, cache.manifest)
+    growth = Growth(partial(_leave_out, cache, replace), fits)
+    try:
+        cache_teacher(config.model_copy(update={"output": added}), progress, growth)
+    except _NothingNewError:
+        remove_tree(added)
+        console.print(
+            f"{cache_path}: holds all examples of the data already; nothing is new", soft_wrap=True
+        )
+        return cache
+    view, replaced = _join(cache, TeacherCache.open(added), output, replace)
+    told = f", {replaced:,} of them in place of others" if replaced else ""
+    console.print(
+        f"{output}: a view of {len(view):,} examples, {len(view) + replaced - len(cache):,} new"
+        f" beside {cache_path}{told}",
+        soft_wrap=True,
+    )
+    return view
+
+
+def _give_bases(cache: TeacherCache, added: Path) -> None:
+    """Vectors are to be projected as those of the cache are, not fitted to again."""
+    if cache.manifest.projections is None or has_bases(added):
+        return
+    found = [s.cache for s in list_sources(cache) if s.cache.manifest.projections is not None]
+    if len({source.manifest.projections for source in found}) > 1:
+        raise ConfigError(
+            f"{cache.path}: its hidden states are projected by several bases, by which no one"
+            " capture can project more; extend the cache below the view first, then add the signals"
+        )
+    copy_bases(found[0].path, added)
+
+
+def _leave_out(
+    cache: TeacherCache, replace: bool, examples: Iterable[Example]
+) -> Iterator[Example]:
+    """Those that the cache does not hold.
+
+    Raises:
+        MismatchError: an id that it holds with other content, unless that is to be replaced.
+    """
+    new = False
+    for example in examples:
+        row = cache.find_row(example.example_id)
+        if row is not None:
+            if cache.content(row) == digest_example(example):
+                continue
+            if not replace:
+                raise _other_content(cache, example.example_id)
+        new = True
+        yield example
+    if not new:
+        raise _NothingNewError(f"{cache.path}: holds all examples already")
+
+
+def _join(
+    cache: TeacherCache, added: TeacherCache, output: Path, replace: bool
+) -> tuple[CacheView, int]:
+    """The view of both, and how many examples of the first one it does without."""
+    kept = np.ones(len(cache), dtype=bool)
+    for row in np.flatnonzero(np.isin(hash_rows(cache), hash_rows(added))).tolist():
+        example_id = cache[row].example_id
+        if example_id in added:
+            if not replace:
+                raise _other_content(cache, example_id)
+            kept[row] = False
+    parts = [*select_rows(cache, RowRuns.of(np.flatnonzero(kept))), *list_parts(added)]
+    return write_view(output, parts), int((~kept).sum())
+
+
+def _other_content(cache: TeacherCache, example_id: str) -> MismatchError:
+    return MismatchError(
+        f"{cache.path}: holds example {example_id!r} with other content than the data; go back to"
+        " the settings that it was cached with, give the example another id, or take the new one in"
+        " its place with --replace"
+    )

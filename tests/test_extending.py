@@ -1,0 +1,192 @@
+"""A cache grows: only what it does not hold is asked of the teacher, and all is read as one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_teachers import make_bert, make_llama, make_rows, save_teacher, write_rows
+
+from pipeline.cache import CacheView, Draft, TeacherCache
+from pipeline.errors import ConfigError, MismatchError
+from stages.cache_teacher import CacheConfig, cache_teacher
+from stages.extend import extend
+
+ROWS = make_rows(30)
+OLD, NEW = ROWS[:18], ROWS[18:]
+
+
+def ask(root: Path, rows: list[dict[str, Any]], **changes: Any) -> CacheConfig:
+    """A config over these rows, of the small classifier in root/teacher."""
+    settings: dict[str, Any] = {
+        "output": str(root / "cache"),
+        "task": {"name": "sequence-classification", "max_length": 48},
+        "data": {"source": str(write_rows(root / f"{len(rows)}.jsonl", rows)), "carry": ["text"]},
+        "teacher": {"model": str(root / "teacher")},
+        "targets": {"top_k": 2, "temperatures": [1.0, 2.0], "codec": "lossless"},
+        "hidden": {"layers": [-1], "pooled": True, "dtype": "float32"},
+        "batch": {"tokens": 256},
+        "shard": {"examples": 8},
+    }
+    return CacheConfig.model_validate(settings | changes)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    save_teacher(tmp_path / "teacher", make_bert())
+    return cache_teacher(ask(tmp_path, OLD), progress=False)
+
+
+def grow(root: Path, rows: list[dict[str, Any]], again: bool = False, **changes: Any) -> CacheView:
+    config = ask(root, rows, **changes)
+    view = extend(root / "cache", config, root / "larger", replace=again, progress=False)
+    assert isinstance(view, CacheView)
+    return view
+
+
+def asked(root: Path) -> dict[str, Any]:
+    log: dict[str, Any] = json.loads((root / "larger" / "added" / "capture.json").read_text())
+    return log
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def assert_says(view: TeacherCache, whole: TeacherCache) -> None:
+    """The same examples in the same order, and of them the same but for rounding."""
+    assert list(view.ids()) == list(whole.ids())
+    for row in range(len(whole)):
+        ours, theirs = view[row], whole[row]
+        assert dict(ours.columns) == dict(theirs.columns)
+        assert ours.input_ids.tolist() == theirs.input_ids.tolist()
+        torch.testing.assert_close(ours.targets.logsumexp, theirs.targets.logsumexp)
+        for name in whole.manifest.signals:
+            torch.testing.assert_close(ours.hidden[name], theirs.hidden[name], rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_new_is_asked(cache: Path, tmp_path: Path) -> None:
+    before = read_all(cache)
+    view = grow(tmp_path, ROWS)
+    assert read_all(cache) == before
+    added = [view[row] for row in range(len(OLD), len(ROWS))]
+    assert asked(tmp_path)["examples"] == len(NEW)
+    assert asked(tmp_path)["tokens"] == sum(len(example.input_ids) for example in added)
+    whole = cache_teacher(ask(tmp_path, ROWS, output=str(tmp_path / "whole")), progress=False)
+    assert_says(TeacherCache.open(tmp_path / "larger"), TeacherCache.open(whole))
+
+
+def test_data_of_new_rows_alone_extend_a_cache_too(cache: Path, tmp_path: Path) -> None:
+    view = grow(tmp_path, NEW)
+    assert len(view) == len(ROWS) and asked(tmp_path)["examples"] == len(NEW)
+
+
+def test_a_view_grows_further(cache: Path, tmp_path: Path) -> None:
+    grow(tmp_path, ROWS[:22])
+    again = ask(tmp_path, ROWS)
+    view = extend(tmp_path / "larger", again, tmp_path / "largest", progress=False)
+    assert [len(part.rows) for part in view.parts] == [18, 4, 8]
+    assert list(view.ids()) == [row["id"] for row in ROWS]
+
+
+def test_nothing_new_is_said_and_asks_no_teacher(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "teacher" / "model.safetensors"
+    weights.write_bytes(b"?" * 100)  # whoever loads this fails
+    found = extend(cache, ask(tmp_path, OLD), tmp_path / "larger")
+    assert found.path == cache and len(found) == len(OLD)
+    assert "nothing is new" in capsys.readouterr().out
+    assert not (tmp_path / "larger" / "view.json").exists()
+
+
+def test_an_interrupted_extension_continues_and_leaves_the_same_bytes(
+    cache: Path, tmp_path: Path
+) -> None:
+    grow(tmp_path, ROWS)
+    expected = read_all(tmp_path / "larger")
+    added = tmp_path / "larger" / "added"
+    manifest = json.loads((added / "manifest.json").read_text())
+    for lost in (
+        ["view.json"],
+        ["view.json", "added/manifest.json", "added/shards/00001/shard.json"],
+    ):
+        for name in lost:
+            (tmp_path / "larger" / name).unlink()
+        if len(lost) > 1:  # as it is while a cache is written
+            draft = {n: v for n, v in manifest.items() if n in Draft.model_fields}
+            (added / "draft.json").write_text(json.dumps(draft))
+        grow(tmp_path, ROWS)
+        found = read_all(tmp_path / "larger")
+        assert {n for n in found if found[n] != expected.get(n)} <= {"added/capture.json"}
+        assert found.keys() == expected.keys()
+
+
+def test_changed_content_is_refused_or_takes_its_place(cache: Path, tmp_path: Path) -> None:
+    changed = [
+        {**row, "text": "the teacher speaks"} if at == 5 else row for at, row in enumerate(ROWS)
+    ]
+    with pytest.raises(
+        MismatchError, match="holds example 'row 5' with other content than the data"
+    ):
+        grow(tmp_path, changed)
+    assert not (tmp_path / "larger" / "view.json").exists()
+    view = grow(tmp_path, changed, again=True)
+    assert len(view) == len(ROWS) and asked(tmp_path)["examples"] == len(NEW) + 1
+    assert view.by_id("row 5").columns["text"] == "the teacher speaks"
+    assert [len(part.rows) for part in view.parts] == [17, 13]
+    with pytest.raises(MismatchError, match="--replace"):
+        grow(tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"targets": {"top_k": 1, "codec": "lossless"}}, r"targets\.temperatures"),
+        ({"hidden": {"layers": [1], "pooled": True, "dtype": "float32"}}, r"signals\.layer\.1"),
+        ({"task": {"name": "sequence-classification", "max_length": 40}}, r"task\.max_length"),
+    ],
+)
+def test_other_settings_are_refused_before_the_teacher_is_asked(
+    cache: Path, tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(MismatchError, match=f"cached with .*{field}"):
+        grow(tmp_path, NEW, **changes)
+    assert not (tmp_path / "larger" / "added" / "shards").exists()
+
+
+def test_another_teacher_is_refused(cache: Path, tmp_path: Path) -> None:
+    changed = make_bert()
+    with torch.no_grad():
+        changed.classifier.bias[0] += 1e-3
+    save_teacher(tmp_path / "teacher", changed)
+    with pytest.raises(MismatchError, match=r"teacher\.digest"):
+        grow(tmp_path, ROWS)
+
+
+def test_what_is_added_is_projected_like_what_stands(tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher", make_llama())
+    kept = {
+        "task": {"name": "causal-lm", "block_size": 32},
+        "hidden": {
+            "layers": [-1],
+            "head": True,
+            "dtype": "float32",
+            "projection": {"name": "pca", "width": 20},
+        },
+    }
+    base = TeacherCache.open(cache_teacher(ask(tmp_path, OLD, **kept), progress=False))
+    view = grow(tmp_path, NEW[:1], **kept)  # too few vectors to fit a projection to
+    assert view.manifest.projections == base.manifest.projections
+    assert view.manifest.head == base.manifest.head
+    assert view[len(view) - 1].hidden["layer.2"].shape[1] == 20
+    assert torch.equal(view.read_head().weight, base.read_head().weight)
+
+
+def test_a_teacher_that_writes_its_targets_is_not_asked_to_write_all_again(
+    cache: Path, tmp_path: Path
+) -> None:
+    writes = {"name": "seq2seq", "targets": "generated"}
+    with pytest.raises(ConfigError, match="join the two with `stillroom merge`"):
+        grow(tmp_path, ROWS, task=writes)
