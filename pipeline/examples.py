@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from pipeline.targets import Targets
+from pipeline.errors import MismatchError
+from pipeline.targets import UNLABELLED, Targets
 
 Column = str | int | float | bool | list[str] | None
 
@@ -59,3 +60,26 @@ class CachedExample(Example):
 
     targets: Targets = field(kw_only=True)
     hidden: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+
+def require_same_labels(own: Example, labels: np.ndarray, theirs: np.ndarray) -> None:
+    """Refuse a label that an example has here and not in the cache: one id, two things.
+
+    Args:
+        own: the student's example.
+        labels, theirs: [n] of the same n targets; where one of both has none, nothing is compared.
+
+    Raises:
+        MismatchError: names the first that differs.
+    """
+    if len(labels) != len(theirs):
+        found = f"{len(labels)} targets, the cached one {len(theirs)}"
+    else:
+        wrong = np.flatnonzero((labels != theirs) & (np.minimum(labels, theirs) > UNLABELLED))
+        if not len(wrong):
+            return
+        found = f"label {labels[wrong[0]]}, the cached one {theirs[wrong[0]]}"
+    raise MismatchError(
+        f"example {own.example_id!r}: has {found}; choose the column that holds the cached ids with"
+        " inputs.columns.id, or leave its labels out (inputs.labelled)"
+    )

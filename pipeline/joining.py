@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.cache import TeacherCache
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MismatchError
 from pipeline.examples import CachedExample, Example
+from pipeline.identity import digest_tokenizer
 from pipeline.safe_loading import open_tokenizer
 from pipeline.tasks import Task
 
@@ -49,5 +50,17 @@ class JoinedExamples:
 
 
 def load_tokenizer(cache: TeacherCache) -> Any:
-    """The tokenizer of a cache's teacher; see `open_tokenizer`."""
-    return open_tokenizer(cache.tokenizer_path)
+    """The tokenizer of a cache's teacher; see `open_tokenizer`.
+
+    Raises:
+        MismatchError: it is not the one that the cache was made with.
+    """
+    tokenizer = open_tokenizer(cache.tokenizer_path)
+    known, found = cache.manifest.identity.tokenizer["digest"], digest_tokenizer(tokenizer)
+    # Caches from before tell less of a tokenizer in Python.
+    if found != known and hasattr(tokenizer, "backend_tokenizer"):
+        raise MismatchError(
+            f"{cache.tokenizer_path}: is tokenizer {found[:8]}…, but the cache was made with"
+            f" {str(known)[:8]}…; copy its folder tokenizer again"
+        )
+    return tokenizer

@@ -18,7 +18,7 @@ from pipeline.batches import Collator, Selection
 from pipeline.cache import MOST_GROUPS, RowRuns, TeacherCache, group_rows, locate
 from pipeline.errors import ConfigError, DataError, MismatchError
 from pipeline.examples import Example
-from pipeline.identity import digest_tokenizer
+from pipeline.identity import digest_tokenizer, digest_tokenizer_parts
 from pipeline.joining import JoinedExamples, load_tokenizer
 from pipeline.losses.base import Loss
 from pipeline.losses.numbers import NumberLoss
@@ -269,9 +269,12 @@ def _cached_rows(cache: TeacherCache, task: Task) -> Iterator[dict[str, Any]]:
 
 def _tokenizer_message(cache: TeacherCache, tokenizer: Any, student_name: str) -> str:
     cached = cache.manifest.identity.tokenizer
+    one, other = (digest_tokenizer_parts(t) for t in (load_tokenizer(cache), tokenizer))
+    names = ", ".join(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
     return (
         f"{cache.path}: cached with tokenizer {str(cached['digest'])[:8]}…"
         f" ({cached['size']:,} ids); {student_name} uses {digest_tokenizer(tokenizer)[:8]}…"
-        f" ({len(tokenizer):,} ids); cache the teacher again with this tokenizer, choose a student"
-        " that shares the teacher's, or a loss that crosses tokenizers: uld"
+        f" ({len(tokenizer):,} ids), they differ in {names}; cache the teacher again with this"
+        " tokenizer, choose a student that shares the teacher's, or a loss that crosses tokenizers:"
+        " uld"
     )

@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from pipeline.cache import CacheWriter, Draft, Identity, TargetsSpec
 from pipeline.cache.codecs import Lossless
 from pipeline.examples import CachedExample
+from pipeline.identity import digest_tokenizer
+from pipeline.safe_loading import open_tokenizer
 from pipeline.targets import UNLABELLED, Targets
 
 WORDS = ["<s>", "return", "def", " x", "\n", "\x1b[31m", "שלום", "…"]
@@ -43,12 +45,19 @@ def write_cache(
     label_names: list[str] | None = None,
 ) -> Path:
     targets = examples[0].targets
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>"))
+    (path / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(path / "tokenizer" / "tokenizer.json"))
+    (path / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
+    )
+    known = {"digest": digest_tokenizer(open_tokenizer(path / "tokenizer"))}
     identity = {"digest": "0123456789abcdef0123456789abcdef"}
     draft = Draft(
         identity=Identity(
             data={**identity, "source": "a-source"},
             preprocessing=identity,
-            tokenizer=identity,
+            tokenizer=known,
             teacher={**identity, "name": "a-teacher"},
         ),
         task={"name": "causal-lm" if shifted else "sequence-classification"},
@@ -65,12 +74,6 @@ def write_cache(
         with writer.shard(index) as shard:
             for example in examples[index * 256 : (index + 1) * 256]:
                 shard.add(example)
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>"))
-    (path / "tokenizer").mkdir()
-    tokenizer.save(str(path / "tokenizer" / "tokenizer.json"))
-    (path / "tokenizer" / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
-    )
     writer.finish()
     return path
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import MismatchError, ModelError
 from pipeline.safe_loading import NO_CODE, require_safetensors
 from pipeline.student.probing import require_causal
 from pipeline.tasks.base import Task
@@ -30,6 +30,7 @@ def load_model(
 
     Raises:
         ModelError: it is missing, of another architecture, or has too few classes.
+        MismatchError: it has the same labels in another order.
     """
     auto = getattr(transformers, task.auto_class)
     require_safetensors(name)
@@ -37,6 +38,7 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
         if dropout is not None:
             set_dropout(config, dropout)
+        _require_label_order(name, config, task)
         if (labels := task.num_labels()) is not None:
             config.num_labels = labels
         model, found = auto.from_pretrained(
@@ -57,6 +59,18 @@ def load_model(
     require_causal(model, task, name)
     task.equip(model, name, revision)
     return model
+
+
+def _require_label_order(name: str, config: Any, task: Task) -> None:
+    """Other labels are another task, whose head is where this one begins; another order of the same
+    labels is a mistake that no shape tells."""
+    own, names = list((config.id2label or {}).values()), task.label_names
+    if names is not None and own != names and sorted(own) == sorted(names):
+        raise MismatchError(
+            f"{name}: its labels are {', '.join(own[:8])}, those of the cache"
+            f" {', '.join(names[:8])}; cache the teacher with data.label_names in the student's"
+            " order, or choose a student without a head"
+        )
 
 
 def check_classes(model: nn.Module, task: Task, num_classes: int, name: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.config import StrictModel, parse_config
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.examples import CachedExample, Example
+from pipeline.examples import CachedExample, Example, require_same_labels
 from pipeline.metrics import Metric
 from pipeline.positions import Positions, pick_positions
 from pipeline.scores import Inputs, Observation, Scores
@@ -198,7 +198,11 @@ class Task(StrictModel, ABC):
         Args:
             own: made by the student's tokenizer, maybe from another text.
             said: made by the teacher's.
+
+        Raises:
+            MismatchError: they have other labels.
         """
+        require_same_labels(own, own.label_ids, said.label_ids)
         labels = said.targets.label_ids.new_tensor(own.label_ids)
         targets = replace(said.targets, label_ids=labels)
         return CachedExample(**vars(own), targets=targets, hidden=said.hidden)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MismatchError
 from pipeline.examples import CachedExample, Example
 from pipeline.metrics import Direction, Metric, pearson, spearman
 from pipeline.scores import Observation, Scores
@@ -51,6 +51,23 @@ class SequenceRegression(TextTask):
         """What the data give, [B, V] float32, nan where they give nothing."""
         rows = [[e.columns.get(name) for name in self.outputs] for e in examples]
         return torch.from_numpy(np.array(rows, dtype=np.float64)).float()
+
+    def align(
+        self, own: Example, said: CachedExample, tokenizer: Any, teacher_tokenizer: Any
+    ) -> CachedExample:
+        """See `Task.align`.
+
+        Raises:
+            MismatchError: they have other numbers.
+        """
+        mine, theirs = self.numbers([own])[0], self.numbers([said])[0]
+        if bool(((mine - theirs).abs() > 0).any()):  # nan, where there is none, is never above 0
+            raise MismatchError(
+                f"example {own.example_id!r}: has the numbers {mine.tolist()}, the cached one"
+                f" {theirs.tolist()}; choose the column that holds the cached ids with"
+                " inputs.columns.id, or leave its numbers out"
+            )
+        return super().align(own, said, tokenizer, teacher_tokenizer)
 
     def observe(self, seen: Observation) -> dict[str, np.ndarray]:
         """The outputs of the model and of the teacher, [B, V] each."""

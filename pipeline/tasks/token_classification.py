@@ -18,10 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, MismatchError
-from pipeline.examples import CachedExample, Example
+from pipeline.examples import CachedExample, Example, require_same_labels
 from pipeline.metrics import Metric
+from pipeline.positions import Positions
 from pipeline.scores import Scores
 from pipeline.targets import UNLABELLED
+from pipeline.tasks.base import Batch
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.entities import entity_f1, mark_entities
 from pipeline.tasks.texts import NO_LIMIT, ROWS_AT_ONCE
@@ -94,8 +96,14 @@ class TokenClassification(Classification):
         """See `Task.align`; a word that one of both does not read is left out.
 
         Raises:
-            MismatchError: they have other words.
+            MismatchError: they have other words or tags.
         """
+        words = own.columns.get("tokens"), said.columns.get("tokens")
+        if None not in words and words[0] != words[1]:
+            raise MismatchError(
+                f"example {own.example_id!r}: has other words than the cached one; give the words"
+                " that the teacher read"
+            )
         if len(own.segment_lengths) != len(said.segment_lengths):
             raise MismatchError(
                 f"example {own.example_id!r}: has {len(own.segment_lengths) - 2} words, the cached"
@@ -104,6 +112,7 @@ class TokenClassification(Classification):
         _, mine, theirs = np.intersect1d(
             _words_of(own), _words_of(said), assume_unique=True, return_indices=True
         )
+        require_same_labels(own, own.label_ids[mine], said.label_ids[theirs])
         kept = replace(
             own, target_positions=own.target_positions[mine], label_ids=own.label_ids[mine]
         )
@@ -116,6 +125,17 @@ class TokenClassification(Classification):
         return CachedExample(
             **vars(kept), targets=replace(targets, label_ids=labels), hidden=hidden
         )
+
+    def batch(
+        self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
+    ) -> Batch:
+        """See `Task.batch`.
+
+        Raises:
+            MismatchError: a target that is not at the first token of a word.
+        """
+        _require_words(examples)
+        return super().batch(examples, pad_id, positions)
 
     def row(self, example: Example) -> dict[str, Any]:
         """See `Task.row`; tags are None for words that the teacher did not read."""
@@ -226,6 +246,27 @@ def _words_of(example: Example) -> np.ndarray:
     """[N] the words that the targets of an example are about."""
     ends = np.cumsum(example.segment_lengths)
     return np.searchsorted(ends, example.target_positions, side="right") - 1
+
+
+def _require_words(examples: Sequence[Example]) -> None:
+    """Compare the positions of all targets with where words begin."""
+    segments = np.concatenate([example.segment_lengths for example in examples])
+    ends = np.cumsum(segments)
+    before = np.cumsum([0, *(len(example.input_ids) for example in examples)])
+    counts = [len(example.target_positions) for example in examples]
+    positions = np.concatenate([example.target_positions for example in examples])
+    positions = positions + np.repeat(before[:-1], counts)
+    found = np.searchsorted(ends, positions, side="right").clip(max=len(ends) - 1)
+    last = np.cumsum([len(example.segment_lengths) for example in examples])
+    first = last - [len(example.segment_lengths) for example in examples]
+    wrong = (ends[found] - segments[found] != positions) | (found <= np.repeat(first, counts))
+    wrong |= found >= np.repeat(last - 1, counts)
+    if wrong.any():
+        example = examples[int(np.repeat(np.arange(len(examples)), counts)[wrong][0])]
+        raise MismatchError(
+            f"example {example.example_id!r}: has a target that is not where a word begins, so that"
+            " its tokens and tags do not belong together; cache the teacher again"
+        )
 
 
 def _words(row: Mapping[str, Any]) -> list[str]:
