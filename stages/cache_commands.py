@@ -32,7 +32,9 @@ def inspect_command(
 
 
 def verify_command(
-    cache: Annotated[Path, typer.Argument(help="The folder of a cache, finished or not.")],
+    cache: Annotated[
+        Path, typer.Argument(parser=as_path, help="The folder or URL of a cache, finished or not.")
+    ],
     repair: Annotated[
         bool, typer.Option("--repair", help="Queue damaged shards again, mend what can be.")
     ] = False,
