@@ -198,6 +198,7 @@ def test_few_shards_are_open_at_a_time(tmp_path):
 def test_ids_of_one_hash_are_told_apart(copy):
     """An index in which every id has the hash of text-6."""
     (copy / "index/id_blocks.arrow").unlink()  # as in caches that were written without it
+    change_manifest(copy, files={})
     table = pa.table({"hash": np.full(10, hash_id("text-6"), np.uint64), "row": np.arange(10)})
     with pa.ipc.new_file(copy / "index/ids.arrow", table.schema) as writer:
         writer.write_table(table)

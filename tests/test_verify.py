@@ -74,7 +74,7 @@ def test_damage_is_told_with_its_shard_and_record_batch_or_signal(copy: Path) ->
     _, start, size, _ = info["batches"][0]
     rows = copy / "shards/00001/rows.arrow"
     content = bytearray(rows.read_bytes())
-    content[start + size // 2] ^= 1
+    content[start + size * 4 // 5] ^= 1  # the schema and the message are the first half
     rows.write_bytes(content)
     vectors = copy / "shards/00002/hidden.zarr/layer.0/c/0/0"
     vectors.write_bytes(vectors.read_bytes()[:-1])
@@ -82,7 +82,7 @@ def test_damage_is_told_with_its_shard_and_record_batch_or_signal(copy: Path) ->
     report = verify_cache(copy)
     assert report.damaged_shards == [1, 2, 3]
     assert told(report) == [
-        "shards/00001/rows.arrow: fails its checksum; record batch 0",
+        "shards/00001/rows.arrow: fails its checksum; record batch 0; column targets",
         f"shards/00002/hidden.zarr/layer.0/c/0/0: has {vectors.stat().st_size:,} bytes, expected"
         f" {vectors.stat().st_size + 1:,}; signal layer.0",
         "shards/00003/hidden.zarr/pooled/zarr.json: is missing",

@@ -140,6 +140,7 @@ class ShardInfo(StrictModel):
         frequent_ids: the classes with the smallest numbers, see `Ranking`.
         files: path inside the shard -> [bytes, sha256]; fidelity: of the first shard's signals.
         draft: `Draft.own_digest` of what it was written for.
+        columns: of each record batch, CRC-32C of each column; see `sum_columns`.
     """
 
     index: Count
@@ -154,6 +155,7 @@ class ShardInfo(StrictModel):
     files: Files
     fidelity: dict[str, Fidelity] = optional({})
     draft: str | None = optional()
+    columns: list[list[Count]] = optional([])
 
     @property
     def bytes(self) -> int:

@@ -21,7 +21,7 @@ from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.contents import CONTENTS_INDEX, read_contents
 from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
 from pipeline.cache.hidden import LazySignals
-from pipeline.cache.ids import IDS, IdIndex
+from pipeline.cache.ids import BLOCKS, IDS, IdIndex
 from pipeline.cache.index import (
     SPLIT,
     RowRuns,
@@ -246,6 +246,7 @@ class TeacherCache:
 
     @cached_property
     def _ids(self) -> IdIndex:
+        self._require(BLOCKS)
         return IdIndex(self.path)
 
     @cached_property

@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.cache.codecs import Entries, Ranking
+from pipeline.cache.columns import find_message
 from pipeline.cache.manifest import ColumnType, Draft
-from pipeline.cache.messages import require_bounded
 from pipeline.cache.quantization import ENCODINGS
 from pipeline.errors import DataError, NumericalError
 from pipeline.examples import CachedExample
@@ -34,7 +34,6 @@ COLUMN_TYPES: dict[ColumnType, Any] = {
 TOKENS = ("input_ids", "segment_lengths")
 TARGETS = "targets"
 FEATURES = ("feature_start", "feature_count")
-_MAGIC = b"ARROW1"
 _FINITE = ("logits", "draw_logits", "logsumexp", "label_log_probs")
 
 
@@ -166,7 +165,7 @@ def decode_batch(content: Any, schema: Any) -> Any:
         pa.ArrowException: no such message, or one that does not fit the schema or itself.
         ValueError: one that claims more than it can hold.
     """
-    _, message = _find_message(content)
+    _, message = find_message(content)
     batch = pa.ipc.read_record_batch(message, schema)
     batch.validate(full=True)  # a broken offset must not reach memory
     return batch
@@ -178,25 +177,13 @@ def decode_column(content: Any, schema: Any, name: str) -> Any:
     Raises:
         pa.ArrowException, ValueError: see `decode_batch`.
     """
-    start, _ = _find_message(content)
+    start, _ = find_message(content)
     field = schema.get_field_index(name)
     options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
     stream = schema.serialize().to_pybytes() + content.slice(start).to_pybytes()
     batch = pa.ipc.open_stream(pa.BufferReader(stream), options=options).read_next_batch()
     batch.validate(full=True)
     return batch.column(0)
-
-
-def _find_message(content: Any) -> tuple[int, Any]:
-    """Where the message of a record batch begins in some bytes of a file, and the message."""
-    source = pa.BufferReader(content)
-    if content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC:
-        source.seek(len(_MAGIC) + 2)  # padded to eight bytes
-        pa.ipc.read_message(source)  # the schema
-    start = source.tell()
-    message = pa.ipc.read_message(source)
-    require_bounded(message)
-    return start, message
 
 
 def _facts(example: CachedExample, draft: Draft) -> list[tuple[str, Any, Any]]:

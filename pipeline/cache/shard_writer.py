@@ -8,7 +8,6 @@ Memory holds one record batch and, of each signal, one file's worth of vectors.
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.codecs import Ranking
+from pipeline.cache.columns import sum_columns
 from pipeline.cache.contents import write_contents
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.hidden import HiddenWriter
@@ -106,15 +106,17 @@ class ShardWriter:
         self._hidden.close()
         write_contents(self._folder, self._contents)
         sync_tree(self._folder)
+        batches, columns = _sum_batches(self._folder / ROWS, self._batches, self._draft)
         info = ShardInfo(
             **self._info,
             **self._counts,
-            batches=list(_sum_batches(self._folder / ROWS, self._batches)),
+            batches=batches,
             ids=self._ids.hexdigest(),
             frequent_ids=str(self._ranking or ""),
             files=sum_files(self._folder),
             fidelity=self._hidden.fidelity,
             draft=self._draft.own_digest,
+            columns=columns,
         )
         write_sealed(self._folder / SHARD, info.model_dump(mode="json"))
         sync_folder(self._folder)
@@ -144,10 +146,15 @@ def _find_compression(draft: Draft) -> Any:
 
 
 def _sum_batches(
-    rows: Path, batches: list[tuple[int, int, int]]
-) -> Iterator[tuple[int, int, int, int]]:
-    """Add the CRC-32C of its bytes to (examples, start, bytes) of each record batch."""
+    rows: Path, batches: list[tuple[int, int, int]], draft: Draft
+) -> tuple[list[tuple[int, int, int, int]], list[list[int]]]:
+    """Add the CRC-32C of its bytes to (examples, start, bytes) of each record batch, and sum each
+    of its columns."""
+    summed, columns, schema = [], [], make_schema(draft)
     with rows.open("rb") as file:
         for examples, start, size in batches:
             file.seek(start)
-            yield examples, start, size, google_crc32c.value(file.read(size))
+            content = pa.py_buffer(file.read(size))
+            summed.append((examples, start, size, google_crc32c.value(content)))
+            columns.append(sum_columns(content, schema))
+    return summed, columns

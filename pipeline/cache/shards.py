@@ -17,6 +17,7 @@ import google_crc32c
 import pyarrow as pa
 
 from pipeline.cache.codecs import Ranking
+from pipeline.cache.columns import name_damaged
 from pipeline.cache.hidden import BlockReader
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.names import require_inside
@@ -61,8 +62,8 @@ def read_column(folder: Path, draft: Draft, name: str) -> Iterator[Any]:
     info, schema = read_shard(folder), make_schema(draft)
     try:
         file = RangeReader(folder / ROWS, info.files[ROWS][1])
-        for rows, start, size, checksum in info.batches:
-            content = _read_checked(file, start, size, checksum)
+        for index, (rows, *_) in enumerate(info.batches):
+            content = _read_checked(file, info, index, schema)
             column = decode_column(content, schema, name)
             if len(column) != rows:
                 raise ValueError(f"{len(column)} rows, expected {rows}")
@@ -116,11 +117,12 @@ class Shard:
     def read_batch(self, index: int) -> Batch:
         """Decompress one record batch."""
         try:
-            rows, start, size, checksum = self.info.batches[index]
-            content = _read_checked(self._rows, start, size, checksum)
+            content = _read_checked(self._rows, self.info, index, self._schema)
             batch = decode_batch(content, self._schema)
-            if batch.num_rows != rows:
-                raise ValueError(f"it has {batch.num_rows} rows, expected {rows}")
+            if batch.num_rows != self.info.batches[index][0]:
+                raise ValueError(
+                    f"it has {batch.num_rows} rows, expected {self.info.batches[index][0]}"
+                )
             return Batch(batch, self._draft, self._kinds, self._ranking)
         except _BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
@@ -142,15 +144,18 @@ class Shard:
             raise _name_damage(self._folder, error, f"chunk {block} of {signal}") from error
 
 
-def _read_checked(file: RangeReader, start: int, size: int, checksum: int) -> Any:
+def _read_checked(file: RangeReader, info: ShardInfo, index: int, schema: Any) -> Any:
     """The bytes of a record batch, compared with shard.json."""
+    _, start, size, checksum = info.batches[index]
 
     def is_whole(content: Any) -> bool:
         return bool(google_crc32c.value(content) == checksum)
 
     content = file.read(start, size, is_whole)
     if not is_whole(content):
-        raise ValueError("it fails its checksum")
+        sums = info.columns[index] if index < len(info.columns) else ()
+        found = ", ".join(name_damaged(content, schema, sums))
+        raise ValueError(f"{f'column {found}' if found else 'it'} fails its checksum")
     return content
 
 

@@ -196,9 +196,9 @@ class _Check:
             self._pending.append(index)
             return None
         digest = None if self._digests is None else self._digests[index].tobytes().hex()
-        check = ShardCheck(self._path, folder, index, digest, sealed=self._sealed)
-        if self._depth.decode and self._draft is not None:
-            check.decode(self._draft)
+        check = ShardCheck(self._path, index, self._draft, digest, self._sealed)
+        if self._depth.decode:
+            check.decode()
         return check
 
     def _check_index(self, manifest: Manifest) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
 import torch
 
 from pipeline.cache.checksums import find_difference
 from pipeline.cache.chunks import CHUNK_ROWS
+from pipeline.cache.columns import name_damaged
 from pipeline.cache.contents import CONTENTS
 from pipeline.cache.documents import read_json
 from pipeline.cache.findings import Finding, Kind
@@ -23,8 +25,8 @@ from pipeline.cache.index import read_table
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.quantization import SCALE
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import check_example
-from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard
+from pipeline.cache.rows import check_example, make_schema
+from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard, shard_folder
 from pipeline.cache.signals import list_arrays
 from pipeline.errors import CacheError, StillroomError
 from pipeline.examples import CachedExample
@@ -41,18 +43,25 @@ class ShardCheck:
     """
 
     def __init__(
-        self, cache: Path, folder: Path, index: int, digest: str | None, sealed: bool
+        self,
+        cache: Path,
+        index: int,
+        draft: Draft | None,
+        digest: str | None,
+        sealed: bool,
     ) -> None:
         """Check every byte of it.
 
         Args:
-            cache, folder, index: which one.
+            cache, index: which one.
+            draft: of the cache, None where it is lost.
             digest: sha256 of its shard.json in the index, None without one.
             sealed: whether its shard.json must have a checksum.
         """
         self.info: ShardInfo | None = None
         self.findings: list[Finding] = []
-        self._folder, self._index = folder, index
+        self._folder = folder = shard_folder(cache, index)
+        self._index, self._draft = index, draft
         self._prefix = folder.relative_to(cache).as_posix()
         file = folder / SHARD
         if not file.is_file():
@@ -75,10 +84,10 @@ class ShardCheck:
         """Whether nothing but orphans was found."""
         return all(finding.kind == "orphan" for finding in self.findings)
 
-    def decode(self, draft: Draft) -> None:
+    def decode(self) -> None:
         """Check what its bytes mean."""
-        info = self.info
-        if info is None or not self.sound:
+        info, draft = self.info, self._draft
+        if info is None or draft is None or not self.sound:
             return
         own = {"index": self._index, "examples": draft.shard_size(self._index)}
         own["first_row"] = self._index * draft.shard_examples
@@ -120,9 +129,14 @@ class ShardCheck:
             found = False
             for number, (_, start, size, checksum) in enumerate(info.batches):
                 file.seek(start)
-                if google_crc32c.value(file.read(size)) != checksum:
+                content = pa.py_buffer(file.read(size))
+                if google_crc32c.value(content) != checksum:
                     found = True
                     yield f"record batch {number}"
+                    if self._draft is not None and number < len(info.columns):
+                        schema = make_schema(self._draft)
+                        for column in name_damaged(content, schema, info.columns[number]):
+                            yield f"column {column}"
             if not found:
                 yield "its schema or footer"
 
