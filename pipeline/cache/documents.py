@@ -75,7 +75,7 @@ def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[s
 
 def _require_sane(raw: Any, content: bytes) -> None:
     """Refuse what JSON allows and nothing here can hold: nests without end, halves of letters."""
-    level = [raw]
+    level = [raw] if isinstance(raw, dict | list) else []
     for _ in range(_DEEPEST):
         nodes = [node.values() if isinstance(node, dict) else node for node in level]
         level = [child for node in nodes for child in node if isinstance(child, dict | list)]

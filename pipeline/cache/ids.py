@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache.index import hash_id, read_table, write_table
+from pipeline.cache.messages import BROKEN
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import RangeReader, map_file
 
@@ -126,7 +127,7 @@ class IdIndex:
         )
         try:
             content = self._file.read(start, 8 * rows)
-        except (OSError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+        except BROKEN as error:
             raise self._damage(str(error)) from error
         if google_crc32c.value(content) != checksum:
             raise self._damage(f"block {block} of column {name} fails its checksum")

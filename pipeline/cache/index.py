@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache.messages import read_plain
+from pipeline.cache.messages import BROKEN, read_plain
 from pipeline.errors import CacheError
 from pipeline.storage import hash_file, map_file, writing
 
@@ -182,7 +182,7 @@ def read_table(file: Path, kinds: Mapping[str, Any] | None = None) -> Any:
             if table[name].null_count and kind != pa.large_string():
                 raise ValueError(f"column {name} has nulls")
         return table
-    except (OSError, ValueError, LookupError, MemoryError, pa.ArrowException) as error:
+    except BROKEN as error:
         raise CacheError(
             f"{file}: cannot be read ({error}); run `stillroom verify --repair`, or copy it again"
         ) from error

@@ -17,6 +17,12 @@ _LEAST = 2**30  # bytes that any record batch may take
 _RATIO = 100  # times its size that a larger one may; ours take 2 to 20 times
 _PREFIX = 8  # bytes before a compressed buffer: its length, or -1 where it is kept as it is
 _MOST_BUFFERS = 2**20
+# What the readers raise for bytes that make no sense: a wild length asks for petabytes of memory.
+BROKEN = (
+    *(OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError),
+    pa.ArrowException,
+)
+
 _MAGIC = b"ARROW1\0\0"
 _RECORD_BATCH = 3  # of the union MessageHeader
 

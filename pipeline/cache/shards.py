@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import pyarrow as pa
 
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import name_damaged
 from pipeline.cache.hidden import BlockReader
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.messages import BROKEN
 from pipeline.cache.names import require_inside
 from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
@@ -31,9 +31,6 @@ from pipeline.storage import RangeReader, is_local, read_known
 ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
-
-# What the readers raise for bytes that make no sense: a wild length asks for petabytes of memory.
-_BROKEN = (OSError, ValueError, LookupError, ArithmeticError, MemoryError, pa.ArrowException)
 
 
 def shard_folder(path: Path, index: int) -> Path:
@@ -68,7 +65,7 @@ def read_column(folder: Path, draft: Draft, name: str) -> Iterator[Any]:
             if len(column) != rows:
                 raise ValueError(f"{len(column)} rows, expected {rows}")
             yield column
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _name_damage(folder, error) from error
 
 
@@ -106,7 +103,7 @@ class Shard:
                 if name.startswith(prefix)
             }
             self._hidden = BlockReader(folder / HIDDEN, draft.signals, files)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _name_damage(self._folder, error) from error
 
     def locate(self, row: int) -> tuple[int, int]:
@@ -124,7 +121,7 @@ class Shard:
                     f"it has {batch.num_rows} rows, expected {self.info.batches[index][0]}"
                 )
             return Batch(batch, self._draft, self._kinds, self._ranking)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 
     def read_ahead(self, index: int) -> None:
@@ -140,7 +137,7 @@ class Shard:
         """Read 512 rows of a signal."""
         try:
             return self._hidden.read(signal, block)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _name_damage(self._folder, error, f"chunk {block} of {signal}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.cache.messages import read_buffers
+from pipeline.cache.messages import BROKEN, read_buffers
 from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
@@ -89,7 +89,7 @@ def _sum_columns(file: Path) -> Counter[str]:
             ends = [*starts[1:], message.body.size]
             for owner, start, end in zip(owners, starts, ends, strict=True):
                 sizes[owner] += end - start
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+    except BROKEN as error:
         raise CacheError(f"{file}: cannot be read ({error}); copy the cache again") from error
     return sizes
 
