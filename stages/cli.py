@@ -189,9 +189,9 @@ def export_command(
 
 @app.command("import")
 def import_command(config: Config, set_: Overrides = None) -> None:
-    """Make a cache of somebody's dump: DistillKit, axolotl, vLLM, OpenAI, or our own plain files.
+    """Make a cache of a dump: DistillKit, axolotl, vLLM, OpenAI, SGLang, our own plain files.
 
-    Example: stillroom import dump.yaml --set format.name=distillkit
+    Example: stillroom import distillkit --set tokenizer=data/teachers/mine
     """
     from pipeline.config import load_config
     from stages.import_dump import import_dump

@@ -214,7 +214,7 @@ def _describe_teacher(reading: Reading, evaluation: EvaluationConfig) -> dict[st
     return {
         "name": name_teacher(cache) or teacher["architecture"],
         "architecture": teacher["architecture"],
-        "parameters": teacher["parameters"],
+        "parameters": teacher.get("parameters"),  # nobody knows of an imported cache
         "metrics": []  # per token of its own, which nothing of the student compares with
         if reading.crosses
         else [vars(metric) for metric in measure(reading.task, scores, slices)],

@@ -11,6 +11,7 @@ from stages.cli import app, main
 COMMANDS = [
     *("cache-teacher", "train-student", "train-teacher", "evaluate", "compare", "inspect"),
     "export",
+    "import",
     *("sweep", "select", "filter", "merge", "extend"),
 ]
 

@@ -13,6 +13,7 @@ import yaml
 from pipeline.config import load_config, parse_config
 from stages.cache_teacher import CacheConfig
 from stages.cli import app
+from stages.import_reading import ImportConfig
 from stages.rounds import RoundsConfig
 from stages.shipped import CONFIGS
 from stages.train_student import StudentConfig
@@ -49,6 +50,7 @@ FLOORS: list[set[str]] = [
 STAGE_FLOOR = len(FLOORS)
 MODELS = {
     "cache": CacheConfig,
+    "import": ImportConfig,
     "rounds": RoundsConfig,
     "student": StudentConfig,
     "teacher": TrainTeacherConfig,

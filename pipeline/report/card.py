@@ -82,10 +82,10 @@ def _summary(result: Result) -> str:
     )
     if teacher:
         hub = _provenance(result, "teacher").get("hub")
-        text += (
-            f". Its teacher is {hub or teacher['name']} ({teacher['architecture']},"
-            f" {teacher['parameters']:,} parameters), whose answers were computed once and kept"
-        )
+        text += f". Its teacher is {hub or teacher['name']}"
+        if teacher["parameters"] is not None:
+            text += f" ({teacher['architecture']}, {teacher['parameters']:,} parameters)"
+        text += ", whose answers were computed once and kept"
     further = (result.details.get("provenance") or {}).get("further_teachers") or []
     if further:
         text += f". Further teachers are {', '.join(t['hub'] or t['name'] for t in further)}"

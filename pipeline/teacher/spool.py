@@ -8,7 +8,7 @@ than memory.
 
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -72,14 +72,11 @@ class Spool:
         """
         spool = cls(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        iterator = iter(examples)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-            while chunk := list(islice(iterator, _ROWS)):
-                for example in chunk:
-                    spool._count(example)
-                writer.write_batch(_encode(chunk))
-        if not spool.lengths:
-            raise DataError("the data hold no examples; check data.splits, where and max_examples")
+        try:
+            spool._write(iter(examples))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         spool._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return spool
 
@@ -111,6 +108,15 @@ class Spool:
         """Remove the scratch file."""
         self._reader = None
         self.path.unlink(missing_ok=True)
+
+    def _write(self, examples: Iterator[Example]) -> None:
+        with pa.OSFile(str(self.path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+            while chunk := list(islice(examples, _ROWS)):
+                for example in chunk:
+                    self._count(example)
+                writer.write_batch(_encode(chunk))
+        if not self.lengths:
+            raise DataError("the data hold no examples; check data.splits, where and max_examples")
 
     def _count(self, example: Example) -> None:
         self._digest.add(example)

@@ -1,0 +1,118 @@
+"""An imported cache is a cache: it is inspected, split, learned from, and says what it lacks."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_dumps import assert_says, import_files, say, write_lines
+from test_import_refusals import K, make_rows
+from typer.testing import CliRunner
+
+from pipeline.cache import TeacherCache
+from pipeline.errors import StillroomError
+from pipeline.runs import read_result
+from stages.cli import app
+from stages.inspect import inspect
+from stages.train_student import StudentConfig, train_student
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
+    folder = tmp_path_factory.mktemp("imported")
+    rows = [{**row, "language": f"l{n % 2}"} for n, row in enumerate(make_rows(COUNT))]
+    rows[3]["logprobs"][2], rows[3]["target_token_ids"][2] = [-0.5], [7]  # a short row
+    files = {
+        "train": write_lines(folder / "a.jsonl", rows[:8]),
+        "test": write_lines(folder / "b.jsonl", rows[8:]),
+    }
+    return import_files(folder, "axolotl", files, carry=["language"])
+
+
+def train(cache: TeacherCache, output: Path, losses: list[dict[str, object]]) -> Path:
+    settings = {
+        "cache": str(cache.path),
+        "output": str(output),
+        "student": {"from": "scratch", "architecture": "llama", "layers": 1, "hidden_size": 16}
+        | {"heads": 2, "intermediate_size": 24},
+        "losses": losses,
+        "training": {"per_device_train_batch_size": 4, "max_steps": 2, "use_cpu": True},
+        "evaluation": {"split": "test"},
+    }
+    return train_student(StudentConfig.model_validate(settings))
+
+
+def test_files_name_the_splits_and_columns_are_carried(cache: TeacherCache) -> None:
+    assert (len(cache.split_indices("train")), len(cache.split_indices("test"))) == (8, 4)
+    assert list(cache.group("language")) == ["l0", "l1"]
+    assert_says(cache, 9, say(9), K, 1e-5)
+
+
+def test_a_student_learns_from_it(cache: TeacherCache, tmp_path: Path) -> None:
+    losses = [{"name": "forward_kl"}, {"name": "reverse_kl"}, {"name": "ranking"}]
+    result = read_result(train(cache, tmp_path / "run", [*losses, {"name": "cross_entropy"}]))
+    assert result.metric("loss") is not None
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "Its teacher is somebody/teacher, whose answers were computed once" in card
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        ({"name": "forward_kl", "temperature": 2.0}, "asks for temperature 2, .* holds 1;"),
+        ({"name": "hidden_mse", "layers": {0: 0}}, r"has no hidden states 'layer\.0'"),
+        ({"name": "hidden_mse", "pooled": True}, "has no hidden states 'pooled'"),
+        ({"name": "dense_kl"}, "keeps no output head"),
+    ],
+    ids=["temperature", "layer", "pooled", "head"],
+)
+def test_what_a_dump_does_not_hold_is_refused(
+    cache: TeacherCache, tmp_path: Path, loss: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(StillroomError, match=reason):
+        train(cache, tmp_path / "run", [loss])
+
+
+def test_inspect_shows_where_it_is_from(cache: TeacherCache) -> None:
+    text = io.StringIO()
+    inspect(cache.path, console=Console(file=text, width=200))
+    shown = text.getvalue()
+    assert "imported" in shown
+    assert "axolotl" in shown
+    assert "somebody/teacher" in shown
+    inspect(cache.path, "a:3", Console(file=text, width=200))
+
+
+def test_some_of_one_file_is_held_out_by_id(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "dump.jsonl", make_rows(40))
+    cache = import_files(tmp_path, "axolotl", file, held_out={"test": 0.2, "validation": 0.1})
+    counts = {split: len(cache.split_indices(split)) for split in ("train", "validation", "test")}
+    assert sum(counts.values()) == 40
+    assert counts["train"] > counts["test"] > 0
+    assert counts["validation"] > 0
+    again = import_files(
+        tmp_path / "again", "axolotl", file, held_out={"test": 0.2, "validation": 0.1}
+    )
+    assert again.manifest.digest == cache.manifest.digest
+
+
+def test_fewer_entries_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "dump.jsonl", make_rows())
+    cache = import_files(tmp_path, "axolotl", file, top_k=3, codec="steps")
+    assert cache.manifest.targets.codec.name == "steps"
+    assert_says(cache, 0, say(0), 3, 0.2)
+
+
+def test_the_command_imports_a_config(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "dump.jsonl", make_rows())
+    import_files(tmp_path, "axolotl", file)
+    done = CliRunner().invoke(
+        app,
+        ["import", str(tmp_path / "cache" / "config.yaml"), "--set", f"output={tmp_path / 'two'}"],
+    )
+    assert done.exit_code == 0, done.output
+    assert "3 examples, 69 targets" in done.output
+    first, second = (TeacherCache.open(tmp_path / name) for name in ("cache", "two"))
+    assert first.manifest.digest == second.manifest.digest
