@@ -107,7 +107,11 @@ def _describe_python(tokenizer: Any) -> dict[str, Any]:
             content: Any = _blake2b(file.read_bytes())
             if file.name == "tokenizer_config.json":
                 settings = json.loads(file.read_text(encoding="utf-8"))
-                content = {k: v for k, v in settings.items() if k not in _UNREAD_SETTINGS}
+                content = {
+                    name: value
+                    for name, value in settings.items()
+                    if name not in _UNREAD_SETTINGS and value is not None
+                }
             found[file.relative_to(folder).as_posix()] = content
     return found
 

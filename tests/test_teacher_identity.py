@@ -12,10 +12,24 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    CTRLTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from pipeline.examples import Example
-from pipeline.identity import ExamplesDigest, digest_json, digest_tokenizer, digest_weights
+from pipeline.identity import (
+    ExamplesDigest,
+    digest_json,
+    digest_tokenizer,
+    digest_tokenizer_parts,
+    digest_weights,
+)
+from pipeline.student import HashedNgramTokenizer
 
 TEXTS = ["the still room holds many bottles", "a teacher runs once", "students read the shelf"]
 
@@ -117,6 +131,41 @@ def test_the_order_of_merges_changes_a_tokenizers_digest() -> None:
     merges[0], merges[1] = merges[1], merges[0]
     swapped = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
     assert digest_tokenizer(swapped) != first
+
+
+def make_python_tokenizer(folder: Path, **options: Any) -> CTRLTokenizer:
+    """A tokenizer whose merges are no part of its vocabulary's file."""
+    folder.mkdir()
+    names = ["a</w>", "b</w>", "a@@", "b@@", "ab</w>", "<unk>"]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = options.pop("merges", "a b</w>\nb a</w>\n")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    files = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+    return CTRLTokenizer(*files, **options)
+
+
+def test_a_tokenizer_in_python_is_known_by_its_merges_and_settings_too(tmp_path: Path) -> None:
+    first = make_python_tokenizer(tmp_path / "first")
+    assert not first.is_fast
+    merged = make_python_tokenizer(tmp_path / "merged", merges="b a</w>\na b</w>\n")
+    settled = make_python_tokenizer(tmp_path / "settled", do_lower_case=True)
+    assert first.get_vocab() == merged.get_vocab() == settled.get_vocab()
+    assert len({digest_tokenizer(t) for t in (first, merged, settled)}) == 3
+    parts = [digest_tokenizer_parts(t) for t in (first, merged)]
+    assert {name for name in parts[0] if parts[0][name] != parts[1][name]} == {"merges.txt"}
+
+
+def test_a_tokenizer_in_python_read_back_from_disk_has_the_same_digest(tmp_path: Path) -> None:
+    for name, tokenizer in {
+        "ctrl": make_python_tokenizer(tmp_path / "made", model_max_length=32),
+        "byt5": ByT5Tokenizer(extra_ids=3),
+        "ngrams": HashedNgramTokenizer(buckets=64),
+    }.items():
+        tokenizer.save_pretrained(tmp_path / name)
+        again = type(tokenizer).from_pretrained(tmp_path / name)
+        again.truncation_side = "left"
+        assert digest_tokenizer(again) == digest_tokenizer(tokenizer)
 
 
 def test_weights_read_back_from_disk_have_the_same_digest(tmp_path: Path) -> None:

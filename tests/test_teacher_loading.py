@@ -1,5 +1,6 @@
 """A teacher is loaded, or refused in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,28 @@ def test_identity_follows_weights_and_config_but_not_the_folder(tmp_path: Path) 
     )
     assert one == two
     assert Teacher(make_llama(rms_norm_eps=1e-3), CausalLM(), V).identity() != one
+
+
+def test_code_that_comes_with_a_model_is_part_of_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    found = []
+    for name, body in (("one", "pass"), ("two", "answer = 42"), ("copy_of_one", "pass")):
+        folder = save_teacher(tmp_path / name, make_llama())
+        code = (
+            f"from transformers import LlamaForCausalLM\nclass Own(LlamaForCausalLM):\n    {body}\n"
+        )
+        (folder / "modeling_own.py").write_text(code, encoding="utf-8")
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+        (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        config = TeacherConfig(model=str(folder), trust_remote_code=True)
+        found.append(Teacher.load(config, CausalLM(), V).identity())
+    assert found[0]["digest"] == found[1]["digest"]
+    assert found[0]["code"] != found[1]["code"]
+    assert found[0] == found[2]
+    assert "code" not in Teacher(make_llama(), CausalLM(), V).identity()
 
 
 def load(folder: Path | str, labels: list[str] | None = None) -> Teacher:
