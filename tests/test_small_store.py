@@ -4,7 +4,8 @@ import re
 from http.client import HTTPConnection
 
 import pytest
-from small_store import FAULTS, SIGNED, Bucket, Rule, SmallStore
+from small_relay import FAULTS, Rule, SmallStore
+from small_store import SIGNED, Bucket
 
 CONTENT = bytes(range(256)) * 4
 SEEN = {
