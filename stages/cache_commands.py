@@ -160,3 +160,24 @@ def extend_command(
     extend(
         cache, load_config(CacheConfig, find_config("cache", config), set_ or []), output, replace
     )
+
+
+def add_signal_command(
+    cache: Cache,
+    output: Output,
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="hidden.layers=[4], targets.temperatures=[1,4], ...; repeatable.",
+        ),
+    ],
+) -> None:
+    """Ask the teacher of a cache for another layer or temperature of its own examples.
+
+    Example: stillroom add-signal data/caches/demo data/caches/deeper --set hidden.layers=[2]
+    """
+    from stages.add_signal import add_signal
+
+    add_signal(cache, output, set_)

@@ -82,10 +82,12 @@ class Growth:
     Attributes:
         choose: of the data's examples, those to ask about.
         check: refuses a draft that does not fit that cache.
+        rows: what is told of the data where its examples come from that cache; None loads them.
     """
 
     choose: Callable[[Iterable[Example]], Iterable[Example]]
     check: Callable[[Draft], None]
+    rows: Rows | None = None
 
 
 @quiet_libraries()
@@ -101,7 +103,9 @@ def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | N
     config = _with_needs(config)
     output, console = config.output, Console(quiet=not progress)
     require_same_settings(config)
-    rows = load_rows(config.data)
+    rows = None if growth is None else growth.rows
+    if rows is None:
+        rows = load_rows(config.data)
     task = _with_labels(config.task, rows)
     tokenizer = load_tokenizer(config.teacher)
     task = task.complete(load_settings(config.teacher), tokenizer)
@@ -135,7 +139,10 @@ def _capture(
 ) -> None:
     """Ask the teacher about whatever is missing, and finish the cache."""
     output = config.output
-    teacher, asked = _let_write(config, task, rows, tokenizer, console)
+    teacher: Teacher | None = None
+    asked: Iterable[Mapping[str, Any]] = rows
+    if growth is None or growth.rows is None:
+        teacher, asked = _let_write(config, task, rows, tokenizer, console)
     examples = task.examples(asked, tokenizer, config.data.carry)
     spool = Spool.write(
         scratch_folder(output) / "examples.arrow",

@@ -250,6 +250,7 @@ app.command("select")(cache_commands.select_command)
 app.command("filter")(cache_commands.filter_command)
 app.command("merge")(cache_commands.merge_command)
 app.command("extend")(cache_commands.extend_command)
+app.command("add-signal")(cache_commands.add_signal_command)
 
 
 def _refuse_options(why: str, given: set[str]) -> None:

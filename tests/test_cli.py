@@ -12,7 +12,7 @@ COMMANDS = [
     *("cache-teacher", "train-student", "train-teacher", "evaluate", "compare", "inspect"),
     "export",
     "import",
-    *("sweep", "select", "filter", "merge", "extend"),
+    *("sweep", "select", "filter", "merge", "extend", "add-signal"),
 ]
 
 

@@ -10,6 +10,7 @@ from small_teachers import make_bert, make_llama, make_rows, save_teacher, write
 
 from pipeline.cache import CacheView, Draft, TeacherCache
 from pipeline.errors import ConfigError, MismatchError
+from stages.add_signal import add_signal
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.extend import extend
 
@@ -88,6 +89,18 @@ def test_a_view_grows_further(cache: Path, tmp_path: Path) -> None:
     view = extend(tmp_path / "larger", again, tmp_path / "largest", progress=False)
     assert [len(part.rows) for part in view.parts] == [18, 4, 8]
     assert list(view.ids()) == [row["id"] for row in ROWS]
+
+
+def test_a_cache_with_an_added_layer_grows_by_examples_that_have_it(
+    cache: Path, tmp_path: Path
+) -> None:
+    deeper = add_signal(cache, tmp_path / "deeper", ["hidden.layers=[1]"], progress=False)
+    both = {"layers": [-1, 1], "pooled": True, "dtype": "float32"}
+    view = extend(deeper.path, ask(tmp_path, ROWS, hidden=both), tmp_path / "all", progress=False)
+    assert len(view) == len(ROWS)
+    for row in (0, len(OLD) - 1, len(OLD), len(ROWS) - 1):
+        assert set(view[row].hidden) == {"layer.1", "layer.2", "pooled"}
+        assert len(view[row].hidden["layer.1"]) == len(view[row].input_ids)
 
 
 def test_nothing_new_is_said_and_asks_no_teacher(

@@ -42,7 +42,7 @@ from pipeline.cache.view import (
     select_rows,
     write_view,
 )
-from pipeline.cache.view_manifest import require_alike, require_fits
+from pipeline.cache.view_manifest import require_alike, require_fits, require_overlaid
 from pipeline.cache.view_parts import Overlay, Part, all_rows
 from pipeline.cache.writer import CacheWriter
 
@@ -86,6 +86,7 @@ __all__ = [
     "read_manifest",
     "require_alike",
     "require_fits",
+    "require_overlaid",
     "require_same",
     "require_vectors",
     "select_rows",

@@ -119,6 +119,18 @@ def require_fits(path: Path, manifest: Manifest, draft: Draft) -> None:
     _require_same(path, manifest, draft, fields, remedy)
 
 
+def require_overlaid(path: Path, manifest: Manifest, more: Draft) -> None:
+    """Refuse what does not speak of the same as a cache over which it is to be laid.
+
+    Raises:
+        MismatchError: names the fields that differ.
+    """
+    both = _per_feature(manifest) and _per_feature(more)
+    fields = _QUESTION | ({"positions"} if both else set())
+    remedy = "Only what the same teacher says of the same tokens can be laid over a cache"
+    _require_same(path, manifest, more, fields, remedy)
+
+
 def _require_same(path: Path, one: Draft, other: Draft, fields: set[str], why: str) -> None:
     """Compare these fields, the tokenizer and the teacher, as far as both manifests tell them."""
     found, asked = (m.model_dump(mode="json", include=fields) for m in (one, other))
@@ -132,7 +144,7 @@ def _require_same(path: Path, one: Draft, other: Draft, fields: set[str], why: s
     require_same(path, found, asked, why)
 
 
-def _per_feature(manifest: Manifest) -> bool:
+def _per_feature(manifest: Draft) -> bool:
     return any(signal.per == "feature" for signal in manifest.signals.values())
 
 
