@@ -1,11 +1,11 @@
 """Names that strangers wrote, before they become paths.
 
 name in a JSON file -- FileName, PlainName --> below the folder, by letters that mean nothing else
-file of a cache -- require_inside --> no link that leads out of the folder
+folder of a cache -- require_own, file of a shard -- require_inside --> no link that leads out
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +37,25 @@ def _is_part(name: str) -> bool:
 
 PlainName = Annotated[str, AfterValidator(_require_plain)]
 FileName = Annotated[str, AfterValidator(_require_below)]
+
+
+def require_own(root: Path) -> None:
+    """Refuse links out of a cache's folder wherever they stand, but in its shards, which compare
+    their own files when they are opened.
+
+    Raises:
+        CacheError: see `require_inside`.
+    """
+    if isinstance(root, Path) and root.is_dir():
+        require_inside(root, _find_links(root, {"shards"}))
+
+
+def _find_links(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
+    for file in folder.iterdir():
+        if file.is_symlink():
+            yield file
+        elif file.name not in without and file.is_dir():
+            yield from _find_links(file)
 
 
 def require_inside(root: Path, files: Iterable[Path]) -> None:

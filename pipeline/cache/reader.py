@@ -31,6 +31,7 @@ from pipeline.cache.index import (
     require_runs,
 )
 from pipeline.cache.manifest import Manifest, read_manifest
+from pipeline.cache.names import require_own
 from pipeline.cache.opened import Forks, Opened
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.output_head import read_head
@@ -77,6 +78,7 @@ class TeacherCache:
             from pipeline.cache.view import open_view  # which is made of caches
 
             return open_view(folder)
+        require_own(folder)
         return cls(folder, read_manifest(folder))
 
     @property
