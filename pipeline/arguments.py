@@ -69,11 +69,6 @@ class EvaluationConfig(StrictModel):
         """Those that anything is measured on."""
         return {self.split, self.curve_split or self.split}
 
-    def callbacks(self) -> list[transformers.TrainerCallback]:
-        """What stops a training early, where anything does."""
-        stopping = self.early_stopping
-        return [transformers.EarlyStoppingCallback(stopping.patience)] if stopping else []
-
     @property
     def curve_columns(self) -> list[str]:
         """The columns that each point of the curve is sliced by."""

@@ -6,6 +6,7 @@
     ├── ModelError        a teacher or student that cannot be loaded or lacks a part
     ├── NumericalError    NaN or infinity, with the name of the example
     ├── StoreError        an object store that does not answer, or refuses
+    ├── DiskError         a disk that is full, read-only, gone or failing
     └── CacheError        a folder that is no cache, is unfinished or damaged
         └── MismatchError what a student or a continued capture brings differs from the manifest
 
@@ -39,6 +40,10 @@ class NumericalError(StillroomError):
 
 class StoreError(StillroomError):
     """An object store does not answer, however often it is asked, or refuses."""
+
+
+class DiskError(StillroomError):
+    """A disk is full, read-only, gone or failing."""
 
 
 class CacheError(StillroomError):

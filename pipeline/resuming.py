@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
+from transformers.trainer_utils import rotate_checkpoints
 
+from pipeline.arguments import EarlyStopping
 from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.lineage import IDENTITY, require_same_lineage
 from pipeline.runs import Result, write_json, write_result
+from pipeline.storage import sync_file, sync_folder, sync_tree
 
 
 def check_run_folder(
@@ -47,6 +51,8 @@ def check_run_folder(
             )
         if lineage is not None:
             require_same_lineage(output, lineage)
+        if finished:  # perhaps killed before all was tidy
+            _remove_leftovers(output)
         return finished
     output.mkdir(parents=True, exist_ok=True)
     _write_whole(path, text)
@@ -59,13 +65,70 @@ def _write_whole(path: Path, text: str) -> None:
     """Several processes write the same; whoever looks sees the whole of it."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
+    sync_file(draft)
     draft.replace(path)
 
 
 def finish_run(output: Path, result: Result) -> None:
     """Write the result, which makes the run whole; only then are its checkpoints of no use."""
+    for path in output.iterdir():
+        if path.is_dir() and path.name != "checkpoints":
+            sync_tree(path)
+        elif path.is_file():
+            sync_file(path)
     write_result(output, result)
+    sync_folder(output)
+    _remove_leftovers(output)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what only a run under way has, and what a process that was killed left half."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    for pattern in (
+        "*.draft",
+        "config.yaml.*",
+        f"{IDENTITY}.*",
+        ".tmp*",
+    ):  # the last are safetensors' own
+        for path in output.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+class Patience(transformers.EarlyStoppingCallback):  # type: ignore[misc]  # ships without types
+    """Stops a run that has not improved, and one that an earlier session had stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class DurableCheckpoints(transformers.TrainerCallback):  # type: ignore[misc]  # ships without types
+    """Removes older checkpoints only once the new one is on the disk, not just in its cache.
+
+    A run whose last step is saved takes no step more, which transformers would where the last step
+    ends no epoch.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the removal over from transformers, which does not wait."""
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Bring the checkpoint to the disk, then remove those that are too many."""
+        if not args.should_save:
+            return
+        sync_tree(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        sync_folder(Path(args.output_dir))
+        best = state.best_model_checkpoint
+        rotate_checkpoints(args.output_dir, self._limit, best, use_mtime=True)
+
+
+def session_guards(stopping: EarlyStopping | None) -> list[transformers.TrainerCallback]:
+    """What every training needs so that its next session goes on where this one ended."""
+    return [DurableCheckpoints(), *([Patience(stopping.patience)] if stopping else [])]
 
 
 @dataclass(frozen=True)
@@ -90,7 +153,9 @@ def save_stage(folder: Path, weights: Mapping[str, Any], taken: Taken) -> None:
     """Keep the weights that a stage ended with; stage.json, written last, makes them whole."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(weights), folder / "weights.pt")
+    sync_file(folder / "weights.pt")
     write_json(folder / "stage.json", asdict(taken))
+    sync_folder(folder)
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
 

@@ -147,8 +147,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[list[Any], Tensor | None]:
         """Collect the micro-batches of one optimizer step and count their valid units."""
         batches = list(islice(epoch_iterator, num_batches))
-        if not batches:
-            return batches, None
+        if not batches or self.control.should_training_stop:  # an earlier session had ended it
+            return [], None
         self._steps_summed += 1
         self._unfreeze()
         units = torch.stack([self._count_units(batch) for batch in batches])

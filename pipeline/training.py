@@ -24,7 +24,14 @@ from pipeline.exam import Exam
 from pipeline.lockstep import Seat
 from pipeline.losses.base import Loss
 from pipeline.metrics import Metric
-from pipeline.resuming import Taken, last_checkpoint, read_stage, save_stage, step_of
+from pipeline.resuming import (
+    Taken,
+    last_checkpoint,
+    read_stage,
+    save_stage,
+    session_guards,
+    step_of,
+)
 from pipeline.scores import Scores
 from pipeline.staging import TrainingStage
 from pipeline.student import Adapters
@@ -198,7 +205,7 @@ class _Course:
             gradual=stage.freezing.gradual,
             seat=self._seat,
             callbacks=[
-                *evaluation.callbacks(),
+                *session_guards(evaluation.early_stopping),
                 *_reporters(args, self._output, stage.name),
                 *stage.callbacks,
             ],

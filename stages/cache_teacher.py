@@ -38,6 +38,7 @@ from pipeline.teacher import (
     load_tokenizer,
     require_isolation,
 )
+from stages.disk import count_shards, tells_of_disk
 from stages.drafting import (
     continue_draft,
     make_draft,
@@ -47,10 +48,11 @@ from stages.drafting import (
     tokenizer_identity,
 )
 from stages.hidden import HiddenConfig
+from stages.leftovers import remove_leftovers
 from stages.progress import CaptureProgress
 from stages.quiet import quiet_libraries
 from stages.sizes import BatchConfig, ShardConfig
-from stages.writing import forget_targets, lets_write, write_targets
+from stages.writing import lets_write, write_targets
 
 
 class CacheConfig(StrictModel):
@@ -91,6 +93,7 @@ class Growth:
 
 
 @quiet_libraries()
+@tells_of_disk(lambda config, *args, **kwargs: (config.output, count_shards(config.output)))
 def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | None = None) -> Path:
     """Run the teacher over the data and return the folder of the finished cache.
 
@@ -120,6 +123,7 @@ def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | N
             tell(f"{output}: {found}")
         else:
             _capture(config, task, rows, tokenizer, here, console, growth)
+    remove_leftovers(output)
     return output
 
 
@@ -183,7 +187,6 @@ def _capture(
         log.save()
         here.require()
         manifest = writer.finish()
-        forget_targets(output)
     finally:
         spool.close()
     console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)

@@ -25,7 +25,8 @@ from pipeline.report import (
     render_page,
 )
 from pipeline.runs import read_curve, read_result
-from pipeline.storage import as_path
+from pipeline.storage import as_path, write_bytes
+from stages.disk import tells_of_disk
 
 _TIMED = ("seconds", "forward_seconds")
 
@@ -38,6 +39,7 @@ class _Found:
     unfinished: list[Path]
 
 
+@tells_of_disk(lambda runs, output, console=None: (output, "the runs are untouched"))
 def compare(runs: Sequence[Path], output: Path, console: Console | None = None) -> Path:
     """Print the comparison of runs and write it to `output`, which is returned.
 
@@ -51,8 +53,7 @@ def compare(runs: Sequence[Path], output: Path, console: Console | None = None) 
     """
     comparison = read_comparison(runs)
     print_table(comparison, console or Console())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_page(comparison), encoding="utf-8")
+    write_bytes(output, render_page(comparison).encode())
     return output
 
 

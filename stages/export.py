@@ -16,6 +16,7 @@ from pipeline.export import check_repository, copy_tokenizer, list_upload, push,
 from pipeline.metrics import Metric
 from pipeline.report.card import CardExport, write_card
 from pipeline.runs import read_result
+from stages.disk import tells_of_disk
 from stages.evaluate import open_run
 from stages.forms import FORMATS
 from stages.quiet import quiet_libraries
@@ -46,6 +47,9 @@ class Export:
 
 
 @quiet_libraries()
+@tells_of_disk(
+    lambda run, format="", output=None, *args, **kwargs: (output or run, "the run is untouched")
+)
 def export(
     run: Path,
     format: str = "transformers",

@@ -46,6 +46,7 @@ from pipeline.student import (
 )
 from pipeline.teachers import FurtherTeachers
 from pipeline.training import train_model
+from stages.disk import name_checkpoint, tells_of_disk
 from stages.naming import name_teacher
 from stages.provenance import describe_provenance
 from stages.quiet import quiet_libraries
@@ -113,6 +114,7 @@ class StudentConfig(StrictModel):
 
 
 @quiet_libraries()
+@tells_of_disk(lambda config, seat=None: (config.output, name_checkpoint(config.output)))
 def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     """Train the student of a config and return its folder; a finished one is left as it is.
 

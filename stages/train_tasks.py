@@ -24,7 +24,13 @@ from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
 from pipeline.reading import Reading
 from pipeline.report.card import write_card
-from pipeline.resuming import check_run_folder, finish_run, last_checkpoint, step_of
+from pipeline.resuming import (
+    check_run_folder,
+    finish_run,
+    last_checkpoint,
+    session_guards,
+    step_of,
+)
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
@@ -32,6 +38,7 @@ from pipeline.storage import Location
 from pipeline.student import Origin, build_student, name_labels
 from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
+from stages.disk import name_checkpoint, tells_of_disk
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 from stages.student_stages import choose_examples, listen
@@ -104,6 +111,7 @@ class TasksConfig(StrictModel):
 
 
 @quiet_libraries()
+@tells_of_disk(lambda config: (config.output, name_checkpoint(config.output)))
 def train_tasks(config: TasksConfig) -> list[Path]:
     """Train the student of a config and return the folders of its tasks.
 
@@ -124,6 +132,7 @@ def train_tasks(config: TasksConfig) -> list[Path]:
     told = {f"{name}.{k}": v for name, known in lineages.items() for k, v in known.items()}
     check_run_folder(config.output, config, told)
     if all((folder / "result.json").is_file() for folder in folders):
+        _remove_checkpoints(config)
         return folders
     _require_one_tokenizer(readings)
     lessons = _make_lessons(config, configs, readings)
@@ -132,8 +141,12 @@ def train_tasks(config: TasksConfig) -> list[Path]:
         delattr(lesson.model, PROJECTIONS)
         name = lesson.name
         _finish(configs[name], readings[name], lineages[name], lesson, took)
-    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    _remove_checkpoints(config)
     return folders
+
+
+def _remove_checkpoints(config: TasksConfig) -> None:
+    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
 
 
 def _require_one_tokenizer(readings: dict[str, Reading]) -> None:
@@ -204,7 +217,7 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
         curve,
         seconds,
         config.learning_rates,
-        [*evaluation.callbacks(), TrainingProgress(output.name)],
+        [*session_guards(evaluation.early_stopping), TrainingProgress(output.name)],
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.model.eval()

@@ -30,6 +30,7 @@ from pipeline.student import FromScratch, Origin, add_adapters, build_student, n
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.training import train_model
+from stages.disk import name_checkpoint, tells_of_disk
 from stages.progress import TrainingProgress
 from stages.quiet import quiet_libraries
 
@@ -82,6 +83,7 @@ class TrainTeacherConfig(StrictModel):
 
 
 @quiet_libraries()
+@tells_of_disk(lambda config: (config.output, name_checkpoint(config.output)))
 def train_teacher(config: TrainTeacherConfig) -> Path:
     """Train the teacher of a config and return its folder; a finished one is left as it is.
 

@@ -43,8 +43,3 @@ def write_targets(
     with RowProgress(console, "generating", len(rows)) as bar:
         write_texts(rows, task, model, tokenizer, file, digest_json(decided), seed, bar.advance)
     return generated_rows(rows, task, file)
-
-
-def forget_targets(cache: Path) -> None:
-    """Remove the file: the cache stands, and its examples hold the texts."""
-    (scratch_folder(cache) / _FILE).unlink(missing_ok=True)

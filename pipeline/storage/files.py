@@ -15,7 +15,7 @@ from pipeline.errors import CacheError, StoreError
 from pipeline.storage.kept import kept_ranges
 from pipeline.storage.places import is_local
 from pipeline.storage.staging import scratch_folder, staging
-from pipeline.storage.syncing import sync_file
+from pipeline.storage.syncing import sync_file, sync_folder
 
 _DRAFT = ".draft"
 _SMALL = 64 * 2**20  # bytes of a file that is read at once, whoever wrote it
@@ -50,6 +50,7 @@ def writing(path: Path) -> Iterator[Path]:
     yield draft
     sync_file(draft)
     draft.replace(path)
+    sync_folder(path.parent)
 
 
 @contextmanager

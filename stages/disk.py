@@ -1,0 +1,113 @@
+"""A disk that fails, told in one line: which file, why, what is safe and how to go on.
+
+any error of a stage -> the file and the reason, and a note of what stands -> DiskError
+
+The libraries of a stage write too and say it each in its own way: Python and pyarrow by an OSError,
+safetensors by a text, PyTorch by a RuntimeError that has forgotten the reason.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from pipeline.errors import DiskError, StillroomError
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+_REMEDIES = {
+    "make room": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "make the folder writable": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "allow more open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "bring the folder back": (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+    "look after the disk": (errno.EIO, errno.ENODEV, errno.ENXIO),
+}
+_KNOWN = {number: remedy for remedy, numbers in _REMEDIES.items() for number in numbers}
+_WRITERS = ("torch/serialization.py", "pyarrow/", "safetensors/")
+
+
+def tells_of_disk(
+    describe: Callable[Arguments, tuple[Path, str]],
+) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
+    """A decorator for a stage: what the disk refuses becomes one line.
+
+    Args:
+        describe: the stage's arguments -> the folder that it writes, and what is safe by now.
+    """
+
+    def decorate(stage: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+        @wraps(stage)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+            try:
+                return stage(*args, **kwargs)
+            except StillroomError:
+                raise
+            except Exception as error:
+                raise _tell(error, *describe(*args, **kwargs)) from error
+
+        return run
+
+    return decorate
+
+
+def _tell(error: Exception, folder: Path, safe: str) -> Exception:
+    """The error as one line; itself where no disk is to blame for it."""
+    for cause in reversed(list(_causes(error))):
+        if isinstance(cause, StillroomError):
+            return cause
+        found = _find_refusal(cause)
+        if found is not None:
+            reason, remedy = found
+            named = getattr(cause, "filename", None)
+            return DiskError(
+                f"{named or folder}: cannot be written ({reason}); {safe}, {remedy} and run the"
+                " same command again to continue"
+            )
+    return error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _find_refusal(error: BaseException) -> tuple[str, str] | None:
+    """The reason and what to do about it, None where no disk refused."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"os error (\d+)", str(error))):
+        number = int(told.group(1))
+    if number in _KNOWN:
+        return os.strerror(number), _KNOWN[number]
+    if isinstance(error, OSError | RuntimeError) and _was_writing(error):
+        text = " ".join(str(error).split())
+        return text.rpartition("strerror: ")[2].rstrip(". "), "make room"
+    return None
+
+
+def _was_writing(error: BaseException) -> bool:
+    """Whether a library that writes files raised it."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        last, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    return any(writer in last for writer in _WRITERS)
+
+
+def count_shards(cache: Path) -> str:
+    """What is safe of a cache under way."""
+    count = sum(1 for _ in cache.glob("shards/*/shard.json")) if cache.is_dir() else 0
+    return f"{count or 'no'} {'shard is' if count == 1 else 'shards are'} safe"
+
+
+def name_checkpoint(run: Path) -> str:
+    """What is safe of a run under way."""
+    saved = [file.parent.name for file in run.glob("checkpoints/**/trainer_state.json")]
+    ended = [file.parent.name for file in run.glob("checkpoints/*/stage.json")]
+    if saved:
+        steps = max(int(name.rpartition("-")[2]) for name in saved)
+        return f"its last checkpoint (step {steps:,}) is safe"
+    return f"what it learned in {', '.join(sorted(ended))} is safe" if ended else "nothing is lost"

@@ -1,0 +1,32 @@
+"""What a capture needs only while it runs, and a process that was killed leaves in a cache.
+
+finished cache -- find_leftovers --> files --> remove_leftovers, if nobody is at work there
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.cache.locks import LOCKS, occupy
+from pipeline.cache.manifest import DRAFT
+from pipeline.errors import CacheError
+from pipeline.storage import scratch_folder
+
+_SCRATCH = ("examples.arrow", "generated.jsonl", "*.draft")
+
+
+def find_leftovers(cache: Path) -> list[Path]:
+    """The files of a finished cache that nobody needs any more."""
+    scratch = scratch_folder(cache)
+    draft = [cache / DRAFT] if (cache / DRAFT).is_file() else []
+    return [*draft, *(file for pattern in _SCRATCH for file in sorted(scratch.glob(pattern)))]
+
+
+def remove_leftovers(cache: Path) -> None:
+    """Remove them, and the locks of the dead; whoever still works there does so itself.
+
+    A cache that cannot be written keeps them: they harm nobody.
+    """
+    if find_leftovers(cache) or (cache / LOCKS).exists():
+        with suppress(CacheError, OSError), occupy(cache, "cache-teacher"):
+            for file in find_leftovers(cache):
+                file.unlink(missing_ok=True)

@@ -1,0 +1,18 @@
+"""Whoever is killed, or meets a failing disk, at any instant loses nothing that was finished."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+POINTS = 30  # of each scene
+
+
+def test_stages_that_are_stopped_anywhere_go_on_to_the_same_bytes() -> None:
+    command = [sys.executable, "-m", "tests.torture", "--points", str(POINTS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"^torture: (.*?): (\d+) kill points .*, (\d+) errors", done.stdout, re.M)
+    assert {name.partition(",")[0] for name, _, _ in found} == {"stage one", "stage two"}
+    assert all(int(kills) + int(errors) >= POINTS for _, kills, errors in found), done.stdout

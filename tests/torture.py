@@ -1,0 +1,309 @@
+"""Kill and starve every stage at every file operation, and see that nothing finished is lost.
+
+    world -- make_scenes --> Scene -- uninterrupted --> what must come of it
+    point -- start, SIGKILL or errno there, start again, ... --> the same bytes, or a loss
+
+`python -m tests.torture --points 100` stops each scene a hundred times, `--all` at every operation
+in every way. Torch is imported once: each start is a fork.
+"""
+
+import argparse
+import errno
+import gc
+import importlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+from torture_syscalls import Ended, Operation, Verdict, can_watch, supervise  # noqa: E402
+
+_MOST_STOPS = 6
+_AGAIN = 0.9  # how often what was stopped is stopped again when it goes on
+_KILLS = 0.6  # the other stops are errors of the disk
+_AT_A_TIME = 0.15  # how many of those stops are kills at a time, wherever the process is
+_MAKING = ("open", "write", "mkdir", "truncate")
+_CHANGING = ("open", "mkdir", "rename", "unlink", "rmdir", "truncate")
+FAULTS = {  # what fails from the chosen operation on; EIO that operation alone
+    "ENOSPC": _MAKING,
+    "EDQUOT": (*_MAKING, "close"),
+    "EROFS": _CHANGING,
+    "EACCES": _CHANGING,
+    "EMFILE": ("open",),
+    "EIO": ("open", "write", "sync", "close", "rename", "unlink", "mkdir", "rmdir", "truncate"),
+    "ENOENT": _MAKING,  # the folder is removed, in earnest
+}
+
+
+@dataclass
+class Report:
+    """What was tried on a scene, and what went wrong.
+
+    Attributes:
+        name: of the scene.
+        enumerated, random: kills at a chosen operation, at a time.
+        faults: errors that were injected, by name.
+        losses: one line each: bytes that differ, work done twice, litter, errors told badly.
+    """
+
+    name: str
+    enumerated: int = 0
+    random: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    losses: list[str] = field(default_factory=list)
+
+    @property
+    def points(self) -> int:
+        """All stops."""
+        return self.enumerated + self.random + sum(self.faults.values())
+
+    def __str__(self) -> str:
+        kills = self.enumerated + self.random
+        faults = ", ".join(f"{name} {count}" for name, count in self.faults.items())
+        return (
+            f"torture: {self.name}: {kills} kill points ({self.enumerated} enumerated,"
+            f" {self.random} random), {sum(self.faults.values())} errors ({faults}),"
+            f" {len(self.losses)} losses"
+        )
+
+
+class Rack:
+    """One scene, its uninterrupted result, and trials of it."""
+
+    def __init__(self, scene: "Scene", log: Path, rng: random.Random, watched: bool) -> None:
+        self.scene = scene
+        self.report = Report(scene.name)
+        self._log, self._rng, self._watched = log, rng, watched
+        self._warm()
+        self.operations: list[Operation] = []
+        self._clear()
+        ended = self._start(self._note)
+        if ended.code:
+            raise RuntimeError(f"{scene.name}: does not run uninterrupted: {ended.text}")
+        self._seconds = ended.seconds
+        self._how: list[str] = []
+        self._expected = scene.content(scene.output)
+        if litter := find_litter(scene.output):
+            self.report.losses.append(f"{scene.name}: leaves {', '.join(litter)} uninterrupted")
+
+    def try_some(self, points: int) -> None:
+        """Stop the command somewhere, again and again, at so many points at least."""
+        while self.report.points < points:
+            self._try(self._stop_somehow)
+
+    def try_all(self) -> None:
+        """Kill at every operation, and let each fail in every way that it can; what goes on then
+        is stopped somewhere else."""
+        for point, operation in enumerate(self.operations):
+            self._try(partial(self._kill_at, point))
+            for name, kinds in FAULTS.items():
+                if operation.kind in kinds:
+                    self._try(partial(self._break_at, name, point))
+
+    def _try(self, stop: Callable[[], Ended]) -> None:
+        self._clear()
+        self._how = []
+        ended = stop()
+        while ended.code and len(self._how) < _MOST_STOPS and self._rng.random() < _AGAIN:
+            ended = self._stop_somehow()
+        self._finish()
+
+    def _stop_somehow(self) -> Ended:
+        if not self._watched or self._rng.random() < _AT_A_TIME:
+            return self._kill_within(self._seconds)
+        point = self._rng.randrange(len(self.operations))
+        if self._rng.random() < _KILLS:
+            return self._kill_at(point)
+        return self._break_at(self._rng.choice(list(FAULTS)), point)
+
+    def _kill_within(self, seconds: float) -> Ended:
+        after = self._rng.random() * seconds
+        self._how.append(f"killed after {after:.3f} s")
+        ended = self._start(None, after)
+        self.report.random += ended.killed
+        return ended
+
+    def _kill_at(self, point: int) -> Ended:
+        self._how.append(f"killed at operation {point}")
+        last = self._rng.choice((Verdict.KILL, Verdict.TEAR))
+        ended = self._start(_at(point, lambda op: last if op.kind == "write" else Verdict.KILL))
+        self.report.enumerated += ended.killed
+        return ended
+
+    def _break_at(self, name: str, point: int) -> Ended:
+        self._how.append(f"{name} from operation {point} on")
+        ended = self._start(self._fail(name, point))
+        self.report.faults[name] = self.report.faults.get(name, 0) + 1
+        self._check_error(ended)
+        return ended
+
+    def _fail(self, name: str, point: int) -> Callable[[Operation], Verdict | int]:
+        def fail(operation: Operation) -> Verdict | int:
+            if name == "ENOENT":
+                if not gone:
+                    gone.append(True)
+                    shutil.rmtree(self.scene.output, ignore_errors=True)
+                return _harmless(operation)
+            if operation.kind not in FAULTS[name] or (gone and name == "EIO"):
+                return _harmless(operation)
+            if operation.kind == "write" and name == "ENOSPC" and not gone:
+                gone.append(True)
+                return Verdict.SHORT
+            gone.append(True)
+            return int(getattr(errno, name))
+
+        gone: list[bool] = []
+        return _at(point, fail, for_ever=True)
+
+    def _check_error(self, ended: Ended) -> None:
+        """An error is one line that says what is safe and how to continue."""
+        if ended.code == 0:
+            return
+        told = [line for line in ended.text.splitlines() if line.startswith("error: ")]
+        if ended.code != 1 or len(told) != 1 or "Traceback" in ended.text:
+            self._lose(f"exit {ended.code}, {_end_of(ended)}")
+        elif "again" not in told[0]:
+            self._lose(f"does not say how to continue: {told[0]}")
+
+    def _finish(self) -> None:
+        """Let the command run to its end; all must be as if nothing had happened."""
+        scene, promise = self.scene, self.scene.promise(self.scene.output)
+        ended = self._start(_harmless)
+        if ended.code:
+            self._lose(f"does not continue: {_end_of(ended)}")
+            return
+        if promise not in " ".join(ended.text.split()):
+            self._lose(f"does not say that it {promise}: {_end_of(ended)}")
+        found, expected = scene.content(scene.output), self._expected
+        wrong = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+        if wrong:
+            self._lose(f"other bytes in {', '.join(sorted(wrong))}")
+        if litter := find_litter(scene.output):
+            self._lose(f"leaves {', '.join(litter)}")
+
+    def _lose(self, what: str) -> None:
+        self.report.losses.append(f"{self.scene.name}, {', then '.join(self._how)}: {what}")
+
+    def _start(self, judge: Callable | None, kill_after: float | None = None) -> Ended:
+        before = self.scene.treasures(self.scene.output)
+        judge = judge if self._watched else None
+        ended = supervise(self._act, self._log, judge, self.scene.output, kill_after)
+        after = self.scene.treasures(self.scene.output)
+        for name in before:
+            if after.get(name, before[name]) != before[name]:
+                self._lose(f"{name} was finished and is made again")
+        return ended
+
+    def _act(self) -> None:
+        sys.argv = ["stillroom", *self.scene.command]
+        importlib.import_module("stages.cli").main()
+
+    def _note(self, operation: Operation) -> Verdict:
+        self.operations.append(operation)
+        return _harmless(operation)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.scene.output, ignore_errors=True)
+
+    def _warm(self) -> None:
+        """Import what the command imports, so that no start pays for it."""
+        names = self._log.with_name("modules")
+
+        def act() -> None:
+            try:
+                self._act()
+            finally:
+                names.write_text("\n".join(sys.modules), encoding="utf-8")
+
+        self._clear()
+        supervise(act, self._log)
+        for name in names.read_text(encoding="utf-8").splitlines():
+            with suppress(Exception):  # some are made, not imported
+                importlib.import_module(name)
+        gc.freeze()  # a child that collects garbage would copy all of it
+
+
+def _harmless(operation: Operation) -> Verdict:
+    """All runs, but nobody waits for the disk: what a killed process wrote is there anyway."""
+    return Verdict.SKIP if operation.kind == "sync" else Verdict.LET
+
+
+def _end_of(ended: Ended) -> str:
+    return " | ".join(ended.text.splitlines()[-3:])
+
+
+def _at(
+    point: int, verdict: Callable[[Operation], Verdict | int], for_ever: bool = False
+) -> Callable[[Operation], Verdict | int]:
+    """A judge that lets pass what comes before the operation of that number."""
+    seen = iter(range(sys.maxsize))
+
+    def judge(operation: Operation) -> Verdict | int:
+        number = next(seen)
+        if number == point or (for_ever and number > point):
+            return verdict(operation)
+        return _harmless(operation)
+
+    return judge
+
+
+def torture(root: Path, points: int | None, seed: int, chosen: str = "") -> Iterator[Report]:
+    """Try every scene whose name holds `chosen`; see the module.
+
+    Args:
+        points: stops on each scene, None for all that there are.
+    """
+    watched = can_watch()
+    if not watched:
+        print("torture: no system calls are handed over here; killed at random times only")
+    for scene in make_scenes(root):
+        rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched)
+        if chosen in scene.name:
+            if points is None and watched:
+                rack.try_all()
+            else:
+                rack.try_some(points or 1000)
+            yield rack.report
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--points", type=int, default=100, help="stops on each scene")
+    parser.add_argument("--all", action="store_true", help="every operation in every way")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scene", default="")
+    options = parser.parse_args()
+    points = None if options.all else options.points
+    began, losses = time.perf_counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_HOME"] = str(Path(folder) / "hf")
+        for report in torture(Path(folder), points, options.seed, options.scene):
+            print(report, flush=True)
+            for loss in report.losses:
+                print(f"  {loss}")
+            losses += len(report.losses)
+    print(f"torture: {time.perf_counter() - began:.0f} s, {losses} losses")
+    sys.stdout.flush()
+    os._exit(losses > 0)  # the libraries have much to say when they are left
+
+
+if __name__ == "__main__":
+    import torch
+    import tqdm
+
+    torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0
+    from torture_scenes import Scene, find_litter, make_scenes
+
+    main()

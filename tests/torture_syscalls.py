@@ -1,0 +1,310 @@
+"""Every file operation of a process, in whatever language it is made, held until it is judged.
+
+    forked child: filter -- open, write, fsync, rename, ... --> Operation -- judge --> verdict
+
+Linux hands a system call to another process before it runs (seccomp user notification: man 2
+seccomp_unotify), so what pyarrow's C++ and safetensors' Rust write is seen like what Python writes,
+without a compiler and without root.
+"""
+
+import ctypes
+import os
+import platform
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+# kind -> its calls, each by number: x86_64, aarch64 (None: there is none); where its path is told.
+_CALLS: dict[str, list[tuple[int | None, int | None, str]]] = {
+    "open": [(257, 56, "at"), (2, None, "path"), (85, None, "path")],
+    "write": [(1, 64, "fd"), (18, 68, "fd"), (20, 66, "fd")],
+    "truncate": [(77, 46, "fd")],
+    "sync": [(74, 82, "fd"), (75, 83, "fd")],
+    "close": [(3, 57, "fd")],
+    "rename": [(82, None, "paths"), (264, 38, "ats"), (316, 276, "ats")],
+    "unlink": [(87, None, "path"), (263, 35, "at")],
+    "rmdir": [(84, None, "path")],
+    "mkdir": [(83, None, "path"), (258, 34, "at")],
+}
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_PIDFD_GETFD = 438
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
+_RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # ioctls of the listener
+_CONTINUE = 1
+_AT_CWD, _AT_REMOVEDIR = -100, 0x200
+_HUNG_SECONDS = 120.0
+
+
+class Verdict(Enum):
+    """What becomes of an operation; an int is the errno that it fails with."""
+
+    LET = "it runs"
+    SKIP = "it is said to have run"
+    KILL = "the process dies before it"
+    TEAR = "the process dies when half of the bytes are written"
+    SHORT = "half of the bytes are written, which the process is told"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation that changes files, about to run.
+
+    Attributes:
+        kind: a key of `_CALLS`.
+        path: of the file or folder; where a rename comes from.
+        target: where a rename goes.
+        size: bytes of a write.
+    """
+
+    kind: str
+    path: str
+    target: str = ""
+    size: int = 0
+
+
+Judge = Callable[[Operation], Verdict | int]
+
+
+@dataclass
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        code: exit code, or minus the signal.
+        text: what it printed.
+        seconds: it took.
+    """
+
+    code: int
+    text: str
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it."""
+        return self.code == -signal.SIGKILL
+
+
+def can_watch() -> bool:
+    """Whether this machine hands system calls over (Linux 5.5 and later, unless forbidden)."""
+    if platform.machine() not in _MACHINES or sys.platform != "linux":
+        return False
+    child = os.fork()
+    if not child:
+        with suppress(OSError):
+            _install()
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def supervise(
+    act: Callable[[], None],
+    log: Path,
+    judge: Judge | None = None,
+    root: Path | None = None,
+    kill_after: float | None = None,
+) -> Ended:
+    """Run a function in a forked child.
+
+    Args:
+        act: what the child does.
+        log: a file that takes what it prints.
+        judge: asked about every operation below `root`; None lets all pass unseen.
+        root: the folder that is watched.
+        kill_after: seconds after which it is killed, wherever it is.
+
+    Raises:
+        TimeoutError: it hangs.
+    """
+    ours, theirs = socket.socketpair()
+    began = time.perf_counter()
+    child = os.fork()
+    if not child:
+        ours.close()
+        _be_child(act, log, theirs, watched=judge is not None)
+    theirs.close()
+    try:
+        listener = -1
+        if judge is not None:
+            listener = socket.recv_fds(ours, 1, 1)[1][0]
+        deadline = began + (_HUNG_SECONDS if kill_after is None else kill_after)
+        _attend(child, listener, judge, str(root), deadline)
+        if time.perf_counter() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            if kill_after is None:
+                raise TimeoutError(f"hangs: {log.read_text(encoding='utf-8')[-2000:]}")
+    finally:
+        ours.close()
+        if listener >= 0:
+            os.close(listener)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return Ended(status, log.read_text(encoding="utf-8"), time.perf_counter() - began)
+
+
+def _be_child(act: Callable[[], None], log: Path, parent: socket.socket, watched: bool) -> None:
+    code = 70
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if watched:
+            listener = _install()
+            socket.send_fds(parent, [b"."], [listener])
+            os.close(listener)
+        act()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _attend(child: int, listener: int, judge: Judge | None, root: str, deadline: float) -> None:
+    """Judge what the child does until it has ended, or the deadline is there."""
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    if judge is not None:
+        poll.register(listener, select.POLLIN)
+    try:
+        while (left := deadline - time.perf_counter()) > 0.0:
+            found = poll.poll(1000.0 * left)
+            if any(one == ended for one, _ in found):
+                return
+            if found and judge is not None:
+                _answer(child, listener, judge, root)
+    finally:
+        os.close(ended)
+
+
+def _answer(child: int, listener: int, judge: Judge, root: str) -> None:
+    told = ctypes.create_string_buffer(80)
+    if _LIBC.ioctl(listener, ctypes.c_ulong(_RECEIVE), told) != 0:
+        return  # its thread is gone
+    number, thread, _, call, *arguments = struct.unpack("=QIIiIQ6Q", told.raw)
+    del arguments[:2]
+    verdict: Verdict | int = Verdict.LET
+    value = 0
+    with suppress(FileNotFoundError, ProcessLookupError):  # killed while it is looked at
+        found = _describe(thread, call, arguments)
+        if found is None:
+            pass
+        elif found.path.startswith(root) or found.target.startswith(root):
+            verdict = judge(found)
+        if verdict in (Verdict.TEAR, Verdict.SHORT):
+            value = _write_half(child, thread, arguments)
+    if verdict in (Verdict.KILL, Verdict.TEAR):
+        os.kill(child, signal.SIGKILL)
+        return
+    error = -verdict if isinstance(verdict, int) else 0
+    flags = _CONTINUE if verdict is Verdict.LET else 0
+    answer = ctypes.create_string_buffer(struct.pack("=QqiI", number, value, error, flags))
+    _LIBC.ioctl(listener, ctypes.c_ulong(_ANSWER), answer)
+
+
+def _describe(thread: int, call: int, arguments: list[int]) -> Operation | None:
+    """The operation of a call; None where it closes what was only read."""
+    column, _ = _MACHINES[platform.machine()]
+    kind, where = next(
+        (kind, entry[2])
+        for kind, entries in _CALLS.items()
+        for entry in entries
+        if entry[column] == call
+    )
+    if where == "fd":
+        if kind == "close":
+            told = Path(f"/proc/{thread}/fdinfo/{arguments[0]}").read_text(encoding="ascii")
+            if not int(told.split()[3], 8) & os.O_ACCMODE:
+                return None
+        path = str(Path(f"/proc/{thread}/fd/{arguments[0]}").readlink()).removesuffix(" (deleted)")
+        return Operation(kind, path, size=arguments[2] if kind == "write" else 0)
+    if kind == "unlink" and where == "at" and arguments[2] & _AT_REMOVEDIR:
+        kind = "rmdir"
+    at, step = where.startswith("at"), 2 if where == "ats" else 1
+    paths = []
+    for place in range(0, 2 * step if where.endswith("s") else 1, step):
+        folder = ctypes.c_int32(arguments[place]).value if at else _AT_CWD
+        name = _read_text(thread, arguments[place + at])
+        base = Path(f"/proc/{thread}/{'cwd' if folder == _AT_CWD else f'fd/{folder}'}").readlink()
+        paths.append(str(base / name))
+    return Operation(kind, *paths)
+
+
+def _read_text(thread: int, address: int) -> str:
+    with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
+        content = b""
+        while b"\0" not in content:
+            memory.seek(address + len(content))
+            content += memory.read(256 - (address + len(content)) % 256)
+    return os.fsdecode(content.partition(b"\0")[0])
+
+
+def _write_half(child: int, thread: int, arguments: list[int]) -> int:
+    """Write the first half of a write in the child's place; how many bytes."""
+    half = (arguments[2] + 1) // 2
+    with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
+        memory.seek(arguments[1])
+        content = memory.read(half)
+    process = os.pidfd_open(child)
+    file = _LIBC.syscall(_PIDFD_GETFD, process, arguments[0], 0)
+    os.close(process)
+    if file < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    try:
+        return os.write(file, content)
+    finally:
+        os.close(file)
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = [
+        ("code", ctypes.c_uint16),
+        ("yes", ctypes.c_uint8),
+        ("no", ctypes.c_uint8),
+        ("value", ctypes.c_uint32),
+    ]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint16), ("code", ctypes.POINTER(_Instruction))]
+
+
+def _install() -> int:
+    """Filter the calling process from here on; the descriptor that its operations come to."""
+    load, equal, has, end = 0x20, 0x15, 0x45, 0x06
+    column, machine = _MACHINES[platform.machine()]
+    code = [(load, 0, 0, 4), (equal, 1, 0, machine), (end, 0, 0, _ALLOW), (load, 0, 0, 0)]
+    for kind, entries in _CALLS.items():
+        for number, place in ((e[column], e[2]) for e in entries if e[column] is not None):
+            if kind == "open":  # reading is nobody's business
+                flags = 16 + 8 * (2 if place == "at" else 1)
+                check = [(load, 0, 0, flags), (has, 0, 1, _WRITING), (end, 0, 0, _NOTIFY)]
+                code += [(equal, 0, 4, number), *check, (end, 0, 0, _ALLOW)]
+            else:
+                code += [(equal, 0, 1, number), (end, 0, 0, _NOTIFY)]
+    code.append((end, 0, 0, _ALLOW))
+    program = _Program(len(code), (_Instruction * len(code))(*(_Instruction(*c) for c in code)))
+    if _LIBC.prctl(38, 1, 0, 0, 0) != 0:  # no new privileges, which a filter asks for
+        raise OSError(ctypes.get_errno(), "prctl")
+    number = _SECCOMP[platform.machine()]
+    listener = int(_LIBC.syscall(number, 1, 8, ctypes.byref(program)))
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+    return listener
