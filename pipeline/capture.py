@@ -83,7 +83,7 @@ class CaptureLog:
         last = self.sessions[-1]
         kept = {name: last[name] for name in ("bytes", "device", "dtype", "workers", "threads")}
         content = {**times, **counts, **kept, "sessions": self.sessions}
-        content["files"] = sum_files(self.path.parent, "config.yaml")
+        content["files"] = sum_files(self.path.parent, "config.yaml", "teacher.json")
         write_sealed(self.path, {**content, "teacher_files": self.teacher_files})
 
     def summarise(self, cache: Path, size: int) -> str:

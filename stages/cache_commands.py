@@ -46,10 +46,14 @@ def verify_command(
         bool, typer.Option("--bytes-only", help="Sizes and checksums; decode nothing.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = 4,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Ask this model again about the sample, or 32."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a report for machines.")] = False,
 ) -> None:
     """Check every byte of a cache and what it means; exit code 0 where it is whole, 3 where it is
-    sound but not finished, 4 where it is damaged.
+    sound but not finished, 4 where it is damaged, 5 where the teacher says something else.
 
     Example: stillroom verify data/caches/demo --repair
     """
@@ -57,7 +61,7 @@ def verify_command(
     from stages.verify import verify
 
     depth = Depth(not bytes_only, sample, seed, jobs)
-    raise typer.Exit(verify(cache, depth, repair, as_json))
+    raise typer.Exit(verify(cache, depth, repair, teacher, as_json))
 
 
 def select_command(

@@ -155,7 +155,7 @@ def _capture(
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
         _check_fit(teacher, task, tokenizer, spool)
-        spec = _capture_spec(config, teacher)
+        spec = make_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         if growth is not None:
             growth.check(draft)
@@ -267,7 +267,12 @@ def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> No
         require_isolation(teacher.model, lambda examples: task.batch(examples, pad_id).inputs)
 
 
-def _capture_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
+def make_spec(config: CacheConfig, teacher: Teacher) -> CaptureSpec:
+    """What a capture keeps of the teacher's answers.
+
+    Raises:
+        ConfigError: settings that the task or the teacher does not allow.
+    """
     if config.hidden.pooled and config.task.segments == "streams":
         raise ConfigError(
             "hidden.pooled: an encoder and a decoder give no one vector of a text; keep layers"

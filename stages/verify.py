@@ -6,6 +6,7 @@ cache -> verify_cache -> what was found, and with --repair what was done -> exit
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -14,19 +15,25 @@ from pipeline.cache.findings import Finding, Report
 from pipeline.cache.locks import occupy
 from pipeline.cache.repairing import repair_cache
 from pipeline.cache.verifying import Depth, verify_cache
-from pipeline.cache.verifying_beside import CAPTURE
+from pipeline.cache.verifying_beside import CAPTURE, SETTINGS
 from pipeline.report.rows import format_bytes
 from stages.progress import RowProgress
 
-WHOLE, UNFINISHED, DAMAGED = 0, 3, 4  # exit codes; 1 is any other error, 2 a wrong option
+if TYPE_CHECKING:
+    from stages.recomputing import Difference
+
+# Exit codes; 1 is any other error, 2 a wrong option.
+WHOLE, UNFINISHED, DAMAGED, OTHERWISE = 0, 3, 4, 5
 _CODES = {"whole": WHOLE, "unfinished": UNFINISHED, "damaged": DAMAGED}
 _SHOWN = 20  # findings; --json has them all
+_ASKED = 32  # examples that a teacher is asked about again
 
 
 def verify(
     path: Path,
     depth: Depth,
     repair: bool = False,
+    teacher: str | None = None,
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
@@ -34,6 +41,7 @@ def verify(
 
     Args:
         repair: mend it too; the code is then that of what it has become.
+        teacher: a model that is asked again about the sample, or about 32 examples.
 
     Raises:
         CacheError: no cache, one of a newer format, or, to be repaired, one that somebody works on.
@@ -46,12 +54,21 @@ def verify(
             report = verify_cache(path, depth, bar.advance)
         done = repair_cache(path, report) if repair else []
     state = _state_after(report) if repair else report.state
+    difference = None
+    if teacher is not None and state == "whole":
+        from stages.recomputing import ask_again  # which loads a model
+
+        difference = ask_again(path, teacher, depth.sample or _ASKED, depth.seed)
     if as_json:
         content = {**report.dump(), "done": done, "state_now": state}
+        if difference is not None:
+            content["teacher"] = difference.dump()
         console.print_json(json.dumps(content))
     else:
         _print_report(report, done, state, console)
-    return _CODES[state]
+        if difference is not None:
+            _print_difference(difference, console)
+    return OTHERWISE if difference is not None and difference.outside else _CODES[state]
 
 
 def _state_after(report: Report) -> str:
@@ -67,7 +84,7 @@ def _state_after(report: Report) -> str:
 
 def _is_mended(finding: Finding) -> bool:
     """Whether the repair itself wrote it anew."""
-    return finding.file == CAPTURE or finding.file.startswith("index/")
+    return finding.file in (CAPTURE, SETTINGS) or finding.file.startswith("index/")
 
 
 def _print_report(report: Report, done: list[str], state: str, console: Console) -> None:
@@ -79,6 +96,20 @@ def _print_report(report: Report, done: list[str], state: str, console: Console)
     for line in done:
         console.print(Text(f"repaired  {line}"), soft_wrap=True)
     console.print(Text(f"{report.path}: {_summarise(report, state)}"), soft_wrap=True)
+
+
+def _print_difference(found: "Difference", console: Console) -> None:
+    signals = "".join(f", cosine of {name} {value:.5f}" for name, value in found.cosine.items())
+    console.print(
+        Text(
+            f"teacher   {found.examples:,} examples, {found.targets:,} targets asked again:"
+            f" |Δ log p| {found.mean_log_prob:.2g} in the mean, {found.max_log_prob:.2g} at most;"
+            f" KL {found.mean_kl:.2g} in the mean, {found.max_kl:.2g} at most{signals}"
+        ),
+        soft_wrap=True,
+    )
+    for line in found.outside:
+        console.print(Text(f"teacher   says something else: {line}"), soft_wrap=True)
 
 
 def _summarise(report: Report, state: str) -> str:

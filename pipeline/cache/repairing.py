@@ -10,13 +10,13 @@ that is not finished: `verify --repair` mends the first, `cache-teacher` continu
 from pathlib import Path
 
 from pipeline.cache.checksums import sum_files
-from pipeline.cache.documents import write_sealed
+from pipeline.cache.documents import read_json, write_sealed
 from pipeline.cache.findings import Report
 from pipeline.cache.indexing import write_index
 from pipeline.cache.manifest import DRAFT, MANIFEST, Draft, Manifest, read_manifest, write_manifest
 from pipeline.cache.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.shards import SHARD, shard_folder
-from pipeline.cache.verifying_beside import CAPTURE, CONFIG
+from pipeline.cache.verifying_beside import CAPTURE, CONFIG, SETTINGS
 from pipeline.cache.writer import OUTSIDE
 from pipeline.storage import remove_tree, sync_folder, sync_tree
 
@@ -34,11 +34,12 @@ def repair_cache(path: Path, report: Report) -> list[str]:
         _remove(path / orphan.file)
         told.append(f"{orphan.file}: removed")
     lost = {finding.file for finding in report.harm if finding.shard is None}
-    for name in (CAPTURE, CONFIG):
-        if name in lost:
-            lost.discard(name)
-            _remove(path / name)
-            told.append(f"{name}: removed, the next capture writes it anew")
+    for name in sorted({CAPTURE, CONFIG, SETTINGS} & lost):
+        lost.discard(name)
+        _remove(path / name)
+        if name == SETTINGS:
+            _forget(path, name)
+        told.append(f"{name}: removed, the numbers do not need it")
     for duplicate in (finding for finding in report.harm if finding.kind == "duplicate"):
         lost.discard(duplicate.file)
         told.append(f"{duplicate}; this cannot be mended, cache the teacher again without it")
@@ -82,6 +83,13 @@ def _index_anew(path: Path, manifest: Manifest) -> None:
         # The same table may be other bytes where another version of Arrow writes it.
         write_manifest(path, manifest.model_copy(update={"shards": shards, "files": files}))
         sync_folder(path)
+
+
+def _forget(path: Path, name: str) -> None:
+    """Take a file off the list in capture.json."""
+    log = read_json(path / CAPTURE)
+    files = {key: facts for key, facts in log["files"].items() if key != name}
+    write_sealed(path / CAPTURE, {**log, "files": files})
 
 
 def _remove(path: Path) -> None:

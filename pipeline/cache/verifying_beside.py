@@ -13,7 +13,7 @@ from pipeline.cache.projection import FILE as PROJECTIONS_FILE
 from pipeline.errors import CacheError
 from pipeline.storage import hash_file, list_files
 
-CAPTURE, CONFIG = "capture.json", "config.yaml"
+CAPTURE, CONFIG, SETTINGS = "capture.json", "config.yaml", "teacher.json"
 _LEFT_OVER = (DRAFT, "examples.arrow", "generated.jsonl")  # of a capture, once it is finished
 
 
