@@ -25,8 +25,8 @@ from pipeline.cache import (
     require_same,
 )
 from pipeline.capture import CaptureLog, list_libraries
-from pipeline.config import canonical_json
-from pipeline.errors import StillroomError
+from pipeline.config import canonical_json, parse_config
+from pipeline.errors import ConfigError, MismatchError, StillroomError
 from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
 from pipeline.runs import write_json
 from pipeline.safe_loading import open_tokenizer
@@ -131,7 +131,14 @@ def require_same_settings(config: "CacheConfig") -> None:
     begun = any((config.output / name).is_file() for name in ("draft.json", "manifest.json"))
     stored = config.output / "config.yaml"
     if begun and stored.is_file():
-        cached = type(config).model_validate(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        raw = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        try:
+            cached = parse_config(type(config), raw, stored.name)
+        except ConfigError as error:
+            raise MismatchError(
+                f"{config.output}: was begun by another command ({error}); cache into another"
+                " output"
+            ) from error
         old, new = (c.model_dump(mode="json", exclude=_FREE) for c in (cached, config))
         require_same(config.output, old, new, _REMEDY)
 

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from pipeline.cache import CacheWriter, Draft, Identity, Manifest, TargetsSpec, hash_id
+from pipeline.cache import CacheWriter, Draft, Identity, Imported, Manifest, TargetsSpec, hash_id
 from pipeline.cache.locks import Occupant, occupy
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
@@ -144,19 +144,20 @@ def _make_draft(
     default = CausalLM(block_size=max(2, spool.longest[1]), packing=spool.packed, overlong="refuse")
     digests = [hash_file(file) for file, _ in reading.files]
     teacher = {"name": config.teacher.model, "architecture": "unknown", "layers": 0}
-    imported = {
-        "format": dump.model_dump(mode="json", exclude_defaults=True) | {"name": dump.name},
-        "temperature": dump.temperature,
-        "tail": "none" if findings.tailless == findings.targets else "what the entries leave of 1",
-        "not_known": list(dump.open_questions),
-        "rows": findings.describe(),
-    }
+    imported = Imported(
+        format=dump.model_dump(mode="json", exclude_defaults=True) | {"name": dump.name},
+        temperature=_find_temperature(reading),
+        tail="none" if findings.tailless == findings.targets else "rest",
+        not_known=list(dump.open_questions),
+        rows=findings.describe(),
+        origin=None if facts.origin is None else dict(facts.origin),
+    )
     return Draft(
         identity=Identity(
             data={"digest": digest_json(digests), "source": dump.name, "files": len(digests)},
             preprocessing={"digest": spool.digest},
             tokenizer=tokenizer_identity(reading.tokenizer),
-            teacher={"digest": digest_json([teacher, imported["format"]]), **teacher},
+            teacher={"digest": digest_json([teacher, imported.format]), **teacher},
         ),
         task=dict(facts.task or default.model_dump(mode="json")),
         targets=TargetsSpec(
@@ -173,6 +174,12 @@ def _make_draft(
         shard_examples=max(1, config.shard_tokens * len(spool) // max(1, sum(spool.lengths))),
         num_examples=len(spool),
     )
+
+
+def _find_temperature(reading: DumpReading) -> float:
+    """That of the first dump, where a cache was imported, exported, and is imported again."""
+    before: Any = (reading.facts.origin or {}).get("imported") or {}
+    return float(before.get("temperature", reading.dump.temperature))
 
 
 def _require_room(
@@ -217,9 +224,8 @@ def _write(writer: CacheWriter, reading: DumpReading, spool: Spool, bar: RowProg
             for place, (sound, columns) in enumerate(islice(sounds, size)):
                 target.add(
                     sound.keep(
-                        int(draft.targets.top_k),
+                        draft.targets,
                         draft.num_classes,
-                        draft.targets.temperatures,
                         {name: columns.get(name) for name in spool.columns},
                     )
                 )

@@ -75,7 +75,7 @@ def _print_cache(cache: TeacherCache, console: Console) -> None:
         Text(f"{read}, {len(survey.kept_mass):,} targets, {len(survey.label_loss):,} with a label")
     )
     console.print(survey_table(survey))
-    console.print(Text(_explain_bounds(manifest)))
+    console.print(Text(_explain_bounds(manifest) + _explain_labels(manifest)))
 
 
 def _print_example(cache: TeacherCache, example: CachedExample, console: Console) -> None:
@@ -117,11 +117,24 @@ def _explain_bounds(manifest: Manifest) -> str:
     )
 
 
+def _explain_labels(manifest: Manifest) -> str:
+    rows = {} if manifest.imported is None else manifest.imported.rows
+    if not rows.get("labels_bounded"):
+        return ""
+    return (
+        f" Of {rows['labels_bounded']} of {rows.get('labels')} labels no more is known than the"
+        " least loss that they can have."
+    )
+
+
 def _identity(manifest: Manifest) -> dict[str, str]:
     identity = manifest.identity.model_dump()
     facts = {part: _describe(found) for part, found in identity.items()}
     if manifest.imported is not None:
-        facts["imported"] = _describe(manifest.imported)
+        facts["imported"] = manifest.imported.describe()
+        facts["rows"] = _describe(manifest.imported.rows)
+        if manifest.imported.not_known:
+            facts["not known"] = "; ".join(manifest.imported.not_known)
     return {"cache": manifest.digest[:_DIGEST_LETTERS], **facts, "task": _describe(manifest.task)}
 
 

@@ -92,7 +92,7 @@ def test_prepared_data_have_no_tail_and_say_so(tmp_path: Path, about: str) -> No
         found = np.sort(distribution.log_probs[0].numpy())[::-1]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert cache.manifest.imported is not None
-    assert cache.manifest.imported["tail"] == "none"
+    assert cache.manifest.imported.tail == "none"
 
 
 def test_prepared_data_of_the_token_beside_are_refused(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_another_temperature_is_marked_and_no_other_is_had(tmp_path: Path) -> No
     file = write_lines(tmp_path / "dump.jsonl", [as_entries(said) for said in TEXTS])
     cache = import_files(tmp_path, {"name": "axolotl", "temperature": 2.0}, file)
     assert cache.manifest.imported is not None
-    assert cache.manifest.imported["temperature"] == 2.0
+    assert cache.manifest.imported.temperature == 2.0
     assert cache.manifest.targets.temperatures == (1.0,)
     with pytest.raises(ConfigError, match="exact targets at 1 only"):
         cache[0].targets.at(2.0)

@@ -124,8 +124,8 @@ def test_the_config_beside_the_capture_is_read(tmp_path: Path) -> None:
     assert_says(cache, 0, TEXTS[0], K, 1e-5)
     imported = cache.manifest.imported
     assert imported is not None
-    assert imported["format"]["compression"]["k"] == K
-    assert (imported["temperature"], imported["rows"]["entries"]) == (1.0, [K, K])
+    assert imported.format["compression"]["k"] == K
+    assert (imported.temperature, imported.rows["entries"]) == (1.0, [K, K])
 
 
 def test_a_capture_without_its_config_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_manifest_says_that_it_was_imported(pair: tuple[TeacherCache, Teache
     first, second = (cache.manifest for cache in pair)
     assert first.imported is None
     assert second.imported is not None
-    assert second.imported["format"] == {"name": "stillroom"}
+    assert second.imported.format == {"name": "stillroom"}
     assert (second.task, second.targets.temperatures) == (first.task, first.targets.temperatures)
     assert second.columns == first.columns
 
@@ -152,7 +152,7 @@ def test_a_record_that_holds_less_than_k_is_padding_that_says_so(tmp_path: Path)
     held = distribution.log_probs[0].exp()
     torch.testing.assert_close(distribution.tail_mass[0], 1 - held.sum())
     assert cache.manifest.imported is not None
-    assert cache.manifest.imported["rows"]["entries"] == [2, 6]
+    assert cache.manifest.imported.rows["entries"] == [2, 6]
     again = export_cache(cache.path, "jsonl", tmp_path / "again.jsonl")
     assert (
         json.loads(again.read_text(encoding="utf-8").splitlines()[0])["ids"][0] == rows[0]["ids"][0]

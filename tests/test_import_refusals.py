@@ -121,7 +121,7 @@ def test_rows_of_another_text_are_told_by_how_few_labels_they_hold(tmp_path: Pat
     rows[0]["input_ids"], rows[1]["input_ids"] = rows[1]["input_ids"], rows[0]["input_ids"]
     cache = import_files(tmp_path, "axolotl", write_lines(tmp_path / "dump.jsonl", rows))
     assert cache.manifest.imported is not None
-    found = cache.manifest.imported["rows"]
+    found = cache.manifest.imported.rows
     assert found["labels_bounded"] == found["labels"] - found.get("labels_kept", 0)
     assert found["labels_bounded"] > 0.8 * found["labels"]
 
@@ -133,7 +133,7 @@ def test_rounding_above_one_is_taken_away_and_counted(tmp_path: Path) -> None:
     distribution = cache[1].targets.at(1.0)
     assert float(distribution.log_probs[4].exp().sum()) == pytest.approx(1.0, abs=1e-6)
     assert cache.manifest.imported is not None
-    found = cache.manifest.imported["rows"]
+    found = cache.manifest.imported.rows
     assert (found["scaled"], found["excess"]) == (1, 0.03)
 
 

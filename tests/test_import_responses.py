@@ -123,7 +123,7 @@ def test_every_token_has_what_it_was_drawn_from(tmp_path: Path, form: Any) -> No
     cache = import_files(tmp_path, "vllm", file)
     assert_says_all(cache, TEXTS)
     assert cache.manifest.imported is not None
-    assert cache.manifest.imported["rows"]["entries"] == [K, K + 1]
+    assert cache.manifest.imported.rows["entries"] == [K, K + 1]
 
 
 def test_sglang_says_the_same(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_candidate_without_an_id_is_left_to_the_tail(tmp_path: Path) -> None:
     mass = sum(math.exp(value) for value in kept.values())
     assert tail == pytest.approx(1 - mass, abs=1e-5)
     assert cache.manifest.imported is not None
-    assert cache.manifest.imported["rows"]["unnamed"] == 1
+    assert cache.manifest.imported.rows["unnamed"] == 1
 
 
 def test_a_token_without_an_id_is_refused(tmp_path: Path) -> None:

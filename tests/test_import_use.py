@@ -4,15 +4,18 @@ import io
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from rich.console import Console
 from small_dumps import assert_says, import_files, say, write_lines
 from test_import_refusals import K, make_rows
 from typer.testing import CliRunner
 
 from pipeline.cache import TeacherCache
-from pipeline.errors import StillroomError
+from pipeline.errors import MismatchError, StillroomError
 from pipeline.runs import read_result
+from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.cli import app
+from stages.export_cache import export_cache
 from stages.inspect import inspect
 from stages.train_student import StudentConfig, train_student
 
@@ -96,6 +99,43 @@ def test_some_of_one_file_is_held_out_by_id(tmp_path: Path) -> None:
         tmp_path / "again", "axolotl", file, held_out={"test": 0.2, "validation": 0.1}
     )
     assert again.manifest.digest == cache.manifest.digest
+
+
+def test_what_was_imported_stays_so_through_another_export(tmp_path: Path) -> None:
+    rows = make_rows(4)
+    rows[2]["logprobs"] = rows[2]["target_token_ids"] = []  # nothing was said of this text
+    file = write_lines(tmp_path / "dump.jsonl", rows)
+    first = import_files(tmp_path, {"name": "axolotl", "temperature": 2.0}, file)
+    for format in ("parquet", "jsonl"):
+        plain = export_cache(first.path, format, tmp_path / f"plain.{format}")
+        second = import_files(tmp_path / format, "stillroom", str(plain))
+        assert [len(second[row].targets) for row in range(4)] == [23, 23, 0, 23]
+        imported, before = second.manifest.imported, first.manifest.imported
+        assert imported is not None and before is not None
+        assert imported.temperature == 2.0
+        assert imported.origin is not None
+        assert imported.origin["cache"] == first.manifest.digest
+        assert imported.origin["imported"] == before.model_dump(mode="json")
+
+
+def test_a_teacher_is_not_asked_into_an_imported_cache(cache: TeacherCache) -> None:
+    settings = {
+        "output": str(cache.path),
+        "task": "causal-lm",
+        "data": {"source": "json", "files": "texts.jsonl"},
+        "teacher": {"model": "somebody/teacher"},
+    }
+    with pytest.raises(MismatchError, match="was begun by another command"):
+        cache_teacher(CacheConfig.model_validate(settings), progress=False)
+
+
+def test_a_store_takes_an_import_and_gives_an_export(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "dump.jsonl", make_rows())
+    here = import_files(tmp_path, "axolotl", file)
+    there = import_files(tmp_path, "axolotl", file, output="memory://imports/cache")
+    assert there.manifest.digest == here.manifest.digest
+    plain = export_cache(there.path, output=tmp_path / "plain.parquet")
+    assert parquet.read_metadata(plain).num_rows == 3
 
 
 def test_fewer_entries_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:

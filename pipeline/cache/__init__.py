@@ -9,6 +9,7 @@ from pipeline.cache.codecs import CODECS, Codec
 from pipeline.cache.contents import digest_set
 from pipeline.cache.documents import require_same
 from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
+from pipeline.cache.imported import Imported
 from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.manifest import (
     DRAFT,
@@ -59,6 +60,7 @@ __all__ = [
     "Draft",
     "EpochOrder",
     "Identity",
+    "Imported",
     "Manifest",
     "Overlay",
     "Part",

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from pipeline.cache.codecs import MAX_CLASSES, Layout
 from pipeline.cache.documents import VERSION, parse_document, parse_json, read_json, write_sealed
 from pipeline.cache.fidelity import Fidelity
+from pipeline.cache.imported import Imported
 from pipeline.cache.names import FileName, PlainName
 from pipeline.cache.signals import Signal, optional
 from pipeline.cache.targets_spec import TargetsSpec
@@ -74,7 +75,7 @@ class Draft(StrictModel):
     positions: Positions = optional("all")
     label_names: list[str] | None = None
     columns: dict[str, ColumnType] = Field(default_factory=dict)
-    imported: Digested | None = optional()
+    imported: Imported | None = optional()
     shard_examples: int = Field(gt=0, lt=2**40)
     num_examples: int = Field(ge=0, lt=2**40)
 

@@ -33,10 +33,7 @@ class Axolotl(Dump):
         about: whose distribution a list of prepared data is: that of its own token, or the next.
     """
 
-    open_questions: ClassVar = (
-        "the prompt's distributions",
-        "of prepared data the mass beyond the entries, which were renormalised",
-    )
+    open_questions: ClassVar = ("whether the server changed the logits by biases or penalties",)
 
     name: Literal["axolotl"] = "axolotl"
     logprobs_field: str = "logprobs"

@@ -78,6 +78,7 @@ class Facts:
         shifted, label_names, num_classes: see `Draft`; num_classes None where it is not told.
         id_room: ids up to this many could be written; None where there is no limit.
         columns: carried column -> field of a row, where the dump says which it has.
+        origin: of a cache that was exported: its digest, identity, and what it was imported from.
     """
 
     temperatures: tuple[float, ...] = (1.0,)
@@ -88,6 +89,7 @@ class Facts:
     num_classes: int | None = None
     id_room: int | None = None
     columns: Mapping[str, str] | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 class Dump(StrictModel, ABC):

@@ -42,6 +42,7 @@ class PlainDump(Dump):
             label_names=first["label_names"],
             num_classes=first["num_classes"],
             columns={name: name_carried(name) for name in first["columns"]},
+            origin={k: first[k] for k in ("cache", "identity", "imported") if first.get(k)},
         )
 
     def records(self, row: Row, tokenizer: Any) -> Iterator[Record]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache import TargetsSpec
 from pipeline.errors import DataError
 from pipeline.examples import CachedExample, Column, Example
 from pipeline.exchange.dump import ABSENT, Draws, Record
@@ -76,27 +77,31 @@ class Sound:
     draws: Draws | None
 
     def keep(
-        self,
-        top_k: int,
-        num_classes: int,
-        temperatures: tuple[float, ...],
-        columns: Mapping[str, Column],
+        self, spec: TargetsSpec, num_classes: int, columns: Mapping[str, Column]
     ) -> CachedExample:
-        """What a cache of K entries holds of it."""
-        ids, log_probs = _fit(self.ids, self.log_probs, top_k)
+        """What a cache holds of it."""
+        ids, log_probs = _fit(self.ids, self.log_probs, int(spec.top_k))
         empty = np.zeros((len(ids), 0))
         draws = self.draws or Draws(np.zeros((len(ids), 1)), empty.astype(np.int64), empty)
-        logsumexp = torch.from_numpy(draws.logsumexp).float()
-        one = logsumexp[:, temperatures.index(1.0), None]
+        # A text without targets does not tell how wide its rows would be.
+        logsumexp, draw_ids, draw_log_probs = (
+            torch.from_numpy(rows.reshape(len(ids), width))
+            for rows, width in (
+                (draws.logsumexp, len(spec.temperatures)),
+                (draws.ids, spec.tail_draws),
+                (draws.log_probs, spec.tail_draws),
+            )
+        )
+        one = logsumexp[:, spec.temperatures.index(1.0), None].float()
         targets = Targets(
             ids=torch.from_numpy(ids),
             logits=torch.from_numpy(log_probs).float() + one,
-            draw_ids=torch.from_numpy(draws.ids),
-            draw_logits=torch.from_numpy(draws.log_probs).float() + one,
-            logsumexp=logsumexp,
+            draw_ids=draw_ids,
+            draw_logits=draw_log_probs.float() + one,
+            logsumexp=logsumexp.float(),
             label_ids=torch.from_numpy(self.example.label_ids.astype(np.int64)),
             label_log_probs=torch.from_numpy(self.label_log_probs).float(),
-            temperatures=temperatures,
+            temperatures=spec.temperatures,
             num_classes=num_classes,
         )
         return CachedExample(**vars(replace(self.example, columns=columns)), targets=targets)
