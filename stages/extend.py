@@ -64,8 +64,9 @@ def extend(
         )
     added = output / _ADDED
     _give_bases(cache, added)
+    packed = bool(getattr(config.task, "packing", False))
     fits = partial(require_fits, cache.path, cache.manifest)
-    growth = Growth(partial(_leave_out, cache, replace), fits)
+    growth = Growth(partial(_leave_out, cache, replace, packed), fits)
     try:
         cache_teacher(config.model_copy(update={"output": added}), progress, growth)
     except _NothingNewError:
@@ -98,7 +99,7 @@ def _give_bases(cache: TeacherCache, added: Path) -> None:
 
 
 def _leave_out(
-    cache: TeacherCache, replace: bool, examples: Iterable[Example]
+    cache: TeacherCache, replace: bool, packed: bool, examples: Iterable[Example]
 ) -> Iterator[Example]:
     """Those that the cache does not hold.
 
@@ -112,7 +113,7 @@ def _leave_out(
             if cache.content(row) == digest_example(example):
                 continue
             if not replace:
-                raise _other_content(cache, example.example_id)
+                raise _other_content(cache, example.example_id, packed)
         new = True
         yield example
     if not new:
@@ -128,15 +129,19 @@ def _join(
         example_id = cache[row].example_id
         if example_id in added:
             if not replace:
-                raise _other_content(cache, example_id)
+                raise _other_content(cache, example_id, False)
             kept[row] = False
     parts = [*select_rows(cache, RowRuns.of(np.flatnonzero(kept))), *list_parts(added)]
     return write_view(output, parts), int((~kept).sum())
 
 
-def _other_content(cache: TeacherCache, example_id: str) -> MismatchError:
+def _other_content(cache: TeacherCache, example_id: str, packed: bool) -> MismatchError:
+    remedy = (
+        "go back to the settings that it was cached with, give the example another id, or take the"
+        " new one in its place with --replace"
+    )
+    if packed:  # what a block holds depends on the rows beside it
+        remedy = "rows packed into blocks extend a cache where the config has the new rows alone"
     return MismatchError(
-        f"{cache.path}: holds example {example_id!r} with other content than the data; go back to"
-        " the settings that it was cached with, give the example another id, or take the new one in"
-        " its place with --replace"
+        f"{cache.path}: holds example {example_id!r} with other content than the data; {remedy}"
     )

@@ -153,6 +153,21 @@ def test_changed_content_is_refused_or_takes_its_place(cache: Path, tmp_path: Pa
         grow(tmp_path, changed)
 
 
+def test_packed_rows_extend_a_cache_by_themselves(tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher", make_llama())
+
+    def pack(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        data = {"source": str(write_rows(tmp_path / "packed.jsonl", rows))}  # nothing carried
+        return {"task": {"name": "causal-lm", "block_size": 32}, "hidden": {}, "data": data}
+
+    cache_teacher(ask(tmp_path, [], **pack(OLD)), progress=False)
+    with pytest.raises(MismatchError, match="where the config has the new rows alone"):
+        grow(tmp_path, [], **pack([*OLD[:9], *NEW, *OLD[9:]]))
+    view = grow(tmp_path, [], **pack(NEW))
+    assert len(view.parts) == 2
+    assert any(len(view[row].segment_lengths) > 1 for row in range(len(view)))
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -284,6 +284,8 @@ def test_a_view_stands_when_view_json_does(cache, tmp_path):
         make_view(cache, view.path, [1, 5])
     with pytest.raises(CacheError, match="holds a cache"):
         make_view(cache, cache.path, [1, 4])
+    with pytest.raises(CacheError, match=r"holds a view \(view\.json\)"):
+        write_cache(view.path, make_draft(3))
 
 
 def test_a_view_says_in_plain_files_what_it_is_made_of(cache, tmp_path):
@@ -298,6 +300,17 @@ def test_a_view_says_in_plain_files_what_it_is_made_of(cache, tmp_path):
     assert part["rows"] == hashlib.sha256(file.read_bytes()).hexdigest()
     runs = pa.ipc.open_file(file).read_all().to_pydict()
     assert runs == {"first_row": [0, 7, 9], "rows": [3, 1, 2]}
+
+
+@pytest.mark.parametrize("linked", ["view.json", "rows", "manifest.json"])
+def test_a_link_out_of_a_view_or_its_caches_is_refused(cache, tmp_path, linked):
+    shutil.copytree(cache.path, tmp_path / "cache")
+    view = make_view(TeacherCache.open(tmp_path / "cache"), tmp_path / "view", [1, 4])
+    folder = tmp_path / "cache" if linked == "manifest.json" else view.path
+    (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match="link"):
+        TeacherCache.open(view.path)
 
 
 def test_a_newer_view_is_refused(cache, tmp_path):

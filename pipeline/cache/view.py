@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.cache.groups import count_before, join_runs, locate
 from pipeline.cache.index import RowRuns
 from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
+from pipeline.cache.names import require_own
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.view_file import (
     OverlaySource,
@@ -164,10 +165,7 @@ def open_view(path: Path) -> CacheView:
     view = read_view_file(path)
     sources = [source for part in view.parts for source in (part, *part.overlays)]
     folders = {source.path: find_cache(path, source.path) for source in sources}
-    caches = {
-        name: TeacherCache(folder, read_manifest(folder), shared_by=len(folders))
-        for name, folder in folders.items()
-    }
+    caches = {name: _open_cache(folder, len(folders)) for name, folder in folders.items()}
     take = partial(_take, path, caches)
     parts = []
     for part in view.parts:
@@ -208,6 +206,11 @@ def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
     elif read_view_file(path).digest != view.digest:
         raise CacheError(f"{path}: holds another view; give this one another folder")
     return open_view(path)
+
+
+def _open_cache(folder: Path, shared_by: int) -> TeacherCache:
+    require_own(folder)
+    return TeacherCache(folder, read_manifest(folder), shared_by)
 
 
 def _take(

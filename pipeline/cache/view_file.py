@@ -16,6 +16,7 @@ from pydantic import Field
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
 from pipeline.cache.index import RUNS, RowRuns, read_table, require_runs
+from pipeline.cache.names import require_inside
 from pipeline.cache.signals import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
@@ -92,6 +93,7 @@ def read_view_file(path: Path) -> ViewFile:
     Raises:
         CacheError: it is damaged, or of a newer format.
     """
+    require_inside(path, [path / VIEW])
     return parse_document(ViewFile, read_json(path / VIEW, require_seal=True), path / VIEW)
 
 
@@ -117,6 +119,7 @@ def read_runs(path: Path, digest: str, limit: int) -> RowRuns:
         CacheError: the file is missing or damaged, or speaks of rows that the cache does not have.
     """
     file = _runs_file(path, digest)
+    require_inside(path, [file])
     if not file.is_file() or hash_file(file) != digest:
         raise CacheError(f"{file}: is missing or damaged; copy or make the view again")
     table = read_table(file, RUNS)

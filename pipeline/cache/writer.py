@@ -31,6 +31,7 @@ from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.shards import SHARD, shard_folder
+from pipeline.cache.view_file import VIEW, is_view
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writing_folder
 
@@ -53,13 +54,15 @@ class CacheWriter:
         Raises:
             MismatchError: it was begun with another draft; names the fields.
             DataError: no examples, or a carried column of a reserved name.
-            CacheError: the folder has shards of unknown origin.
+            CacheError: the folder holds a view, or shards of unknown origin.
         """
         if draft.num_examples == 0:
             raise DataError(f"{path}: the data set has no examples; there is nothing to cache")
         make_schema(draft)
         self.path = path
         self.draft = draft
+        if is_view(path):
+            raise CacheError(f"{path}: holds a view ({VIEW}); give the cache another folder")
         begun = self._read_begun()
         if begun is None:
             write_sealed(path / DRAFT, draft.model_dump(mode="json"))
