@@ -159,7 +159,7 @@ def _capture(
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         if growth is not None:
             growth.check(draft)
-        writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher))
+        writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher, spool))
         log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
         if 0 < len(writer.finished) < writer.draft.num_shards:
             require_same_libraries(output, log)

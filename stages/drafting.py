@@ -7,7 +7,7 @@ compared by content, so that no shard of one question stands among the shards of
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,17 @@ from pipeline.cache import (
     Draft,
     Identity,
     Manifest,
+    find_other,
     has_bases,
     read_draft,
     read_manifest,
     require_same,
 )
+from pipeline.cache.documents import read_json
 from pipeline.capture import CaptureLog, list_libraries
 from pipeline.config import canonical_json, parse_config
-from pipeline.errors import ConfigError, MismatchError, StillroomError
+from pipeline.errors import CacheError, ConfigError, MismatchError, StillroomError
+from pipeline.examples import Example
 from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
 from pipeline.runs import write_json
 from pipeline.safe_loading import open_tokenizer
@@ -126,21 +129,32 @@ def require_same_settings(config: "CacheConfig") -> None:
     """Compare with the config that the cache in this folder was begun with, before any work.
 
     Raises:
+        CacheError: that config is damaged.
         MismatchError: names the settings that differ.
     """
     begun = any((config.output / name).is_file() for name in ("draft.json", "manifest.json"))
     stored = config.output / "config.yaml"
     if begun and stored.is_file():
-        raw = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        try:
-            cached = parse_config(type(config), raw, stored.name)
-        except ConfigError as error:
-            raise MismatchError(
-                f"{config.output}: was begun by another command ({error}); cache into another"
-                " output"
-            ) from error
+        cached = _read_config(type(config), stored)
         old, new = (c.model_dump(mode="json", exclude=_FREE) for c in (cached, config))
         require_same(config.output, old, new, _REMEDY)
+
+
+def _read_config(kind: type["CacheConfig"], file: Path) -> "CacheConfig":
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no settings")
+        return parse_config(kind, raw, file.name)
+    except ConfigError as error:
+        raise MismatchError(
+            f"{file.parent}: was begun by another command ({error}); cache into another output"
+        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise CacheError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}); remove it, and the cache is"
+            " compared as a whole"
+        ) from error
 
 
 def require_same_content(config: "CacheConfig", task: Task, rows: Rows, tokenizer: Any) -> Manifest:
@@ -154,7 +168,10 @@ def require_same_content(config: "CacheConfig", task: Task, rows: Rows, tokenize
     manifest = read_manifest(config.output)
     cached = manifest.identity
     asked = {**rows.description, "digest": rows.digest}
-    _require_same_data(config.output, cached.data, asked)
+    # What the teacher writes is not known before it has written.
+    known = not lets_write(task, config.data)
+    examples = task.examples(rows, tokenizer, config.data.carry) if known else ()
+    _require_same_data(config.output, manifest, asked, examples)
     _require_same_tokenizer(config.output, cached.tokenizer, tokenizer)
     log = CaptureLog.read(config.output / "capture.json")
     if not log.teacher_files or log.teacher_files != describe_files(config.teacher):
@@ -164,10 +181,15 @@ def require_same_content(config: "CacheConfig", task: Task, rows: Rows, tokenize
     return manifest
 
 
-def continue_draft(output: Path, draft: Draft, tokenizer: Any, teacher: Teacher) -> Draft:
+def continue_draft(
+    output: Path, draft: Draft, tokenizer: Any, teacher: Teacher, examples: Iterable[Example]
+) -> Draft:
     """The draft as the cache in the folder was begun with it, where there is one.
 
     What differs harmlessly stays as it was begun: the bytes do not tell who went on.
+
+    Args:
+        examples: those that it speaks of.
 
     Raises:
         MismatchError: it was begun with other data, another tokenizer or teacher.
@@ -182,7 +204,7 @@ def continue_draft(output: Path, draft: Draft, tokenizer: Any, teacher: Teacher)
         write_json(output / _SETTINGS, settings)
         return draft
     cached, asked = begun.identity, draft.identity
-    _require_same_data(output, cached.data, asked.data)
+    _require_same_data(output, begun, asked.data, examples)
     _require_same_tokenizer(output, cached.tokenizer, tokenizer)
     _require_same_teacher(output, cached.teacher, asked.teacher, teacher)
     same = {"data": cached.data, "teacher": cached.teacher}
@@ -217,10 +239,16 @@ def _teacher_identity(config: "CacheConfig", task: Task, teacher: Teacher) -> di
     return {**teacher.identity(), "generation": digest_json(describe_writing(teacher.model))}
 
 
-def _require_same_data(output: Path, cached: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _require_same_data(
+    output: Path, begun: Draft, asked: Mapping[str, Any], examples: Iterable[Example]
+) -> None:
     """Rows of one digest are the same rows, wherever they come from."""
-    if cached["digest"] != asked["digest"]:
-        require_same(output, {"data": cached}, {"data": asked}, _REMEDY)
+    cached = begun.identity.data
+    if cached["digest"] == asked["digest"]:
+        return
+    other = find_other(output, begun, examples)
+    named = "" if other is None else f"The first example that differs is {other!r}. "
+    require_same(output, {"data": cached}, {"data": asked}, named + _REMEDY)
 
 
 def _require_same_tokenizer(output: Path, cached: Mapping[str, Any], tokenizer: Any) -> None:
@@ -244,7 +272,7 @@ def _require_same_teacher(
     known = {k: v for k, v in asked.items() if k in cached or k not in _LATER}
     old, file = dict(cached), output / _SETTINGS
     if old.get("config") != known["config"] and file.is_file():
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
         if digest_json(settings) == old.get("config"):
             old["config"] = settings
             known["config"] = json.loads(canonical_json(read_settings(teacher.model)))

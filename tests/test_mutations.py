@@ -32,7 +32,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from pipeline.cache import CacheWriter, Draft, TeacherCache, digest_set, read_manifest
 from pipeline.capture import CaptureLog, list_libraries
-from pipeline.errors import MismatchError, StillroomError
+from pipeline.errors import CacheError, MismatchError, StillroomError
 from pipeline.sentences import SentenceHead
 from pipeline.targets import Targets
 from stages.cache_teacher import CacheConfig, cache_teacher
@@ -238,20 +238,20 @@ MUTATIONS: dict[str, tuple[str, Change, str | None]] = {
     ),
     "the chat template": ("language", _add_template, r"tokenizer\.chat_template"),
     # The data.
-    "one word": ("language", _edit(3, "text", "the still room"), r"data\.digest"),
+    "one word": ("language", _edit(3, "text", "the still room"), "differs is 'row 3'"),
     "one word of a pair of tags": (
         "tags",
         _edit(3, "tokens", ["one", "two"]),
         r"data\.digest|tags",
     ),
-    "one label": ("topics", _edit(4, "label", TOPICS[0]), r"data\.digest"),
+    "one label": ("topics", _edit(2, "label", TOPICS[0]), r"data\.digest .* 'row 2'"),
     "one tag": (
         "tags",
         partial(_rows, lambda rows: rows[0]["tags"].__setitem__(0, "I-PER")),
         r"data\.digest",
     ),
-    "one id": ("language", _edit(5, "id", "row five"), r"data\.digest"),
-    "a language": ("language", _edit(6, "language", "de"), r"data\.digest"),
+    "one id": ("language", _edit(1, "id", "row one"), r"data\.digest .* 'row one'"),
+    "a language": ("language", _edit(0, "language", "de"), r"data\.digest .* 'row 0'"),
     "the order of the data": ("language", partial(_rows, _reorder), r"data\.digest"),
     "a dropped example": ("topics", partial(_rows, lambda rows: rows.pop()), r"data\.counts"),
     "an example twice": (
@@ -319,6 +319,7 @@ MUTATIONS: dict[str, tuple[str, Change, str | None]] = {
     ),
     # How it runs, and where things lie.
     "nothing": ("language", _set, None),
+    "who wrote the teacher's settings": ("masks", _setting("transformers_version", "4.0"), None),
     "the device by name": ("masks", _told("teacher", device="cpu"), None),
     "licences": ("topics", _told("teacher", licence="mit"), None),
     "workers": ("tags", _told("batch", workers=2), None),
@@ -425,3 +426,20 @@ def test_a_capture_goes_on_with_the_libraries_that_it_was_begun_with(
     log.save()
     world.run("begun")
     assert read_files(world.root / "begun") == read_files(worlds["language"].root / "cache")
+
+
+def test_a_cache_without_its_config_is_compared_as_a_whole(
+    worlds: dict[str, World], tmp_path: Path
+) -> None:
+    world = _move(worlds, "topics", tmp_path)
+    base = read_files(world.root / "cache")
+    stored = world.root / "cache" / "config.yaml"
+    stored.write_text("task: [", encoding="utf-8")
+    with pytest.raises(CacheError, match=r"config\.yaml: cannot be read .*; remove it, and"):
+        world.run("cache")
+    stored.unlink()
+    with pytest.raises(MismatchError, match=r"targets\.top_k 2, asked for 1"):
+        world.run("cache", targets={"top_k": 1})
+    world.run("cache")
+    assert read_files(world.root / "cache") == base
+    assert stored.is_file()

@@ -6,7 +6,7 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
-from pipeline.cache.contents import digest_set
+from pipeline.cache.contents import digest_set, find_other
 from pipeline.cache.documents import require_same
 from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.imported import Imported
@@ -75,6 +75,7 @@ __all__ = [
     "copy_bases",
     "digest_set",
     "epoch_order",
+    "find_other",
     "group_rows",
     "has_bases",
     "hash_id",

@@ -9,14 +9,18 @@ cache, reads no example.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.cache.index import read_table, write_table
+from pipeline.cache.manifest import Draft
+from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.errors import CacheError
-from pipeline.identity import CONTENT_BYTES
+from pipeline.examples import Example
+from pipeline.identity import CONTENT_BYTES, digest_example
 
 CONTENTS = "contents.arrow"
 CONTENTS_INDEX = f"index/{CONTENTS}"
@@ -55,6 +59,32 @@ def read_contents(path: Path, count: int) -> np.ndarray | None:
         )
     taken: np.ndarray = np.frombuffer(column.buffers()[1], np.uint8, count * CONTENT_BYTES)
     return taken.reshape(count, CONTENT_BYTES)
+
+
+def find_other(path: Path, draft: Draft, examples: Iterable[Example]) -> str | None:
+    """The id of the first example that is not what stands in its row; None where all are, or where
+    those of its shard are not known.
+
+    Args:
+        path: of a cache, finished or under way.
+        examples: those that it is to hold, in order.
+    """
+    rows = chain.from_iterable(
+        _read_shard(shard_folder(path, index), draft.shard_size(index))
+        for index in range(draft.num_shards)
+    )
+    for example, known in zip(examples, chain(rows, repeat(b"")), strict=False):
+        if known is not None and known != digest_example(example):
+            return example.example_id
+    return None
+
+
+def _read_shard(folder: Path, count: int) -> Iterable[bytes | None]:
+    """The contents of a shard's rows, None for each where it does not stand."""
+    if not all((folder / name).is_file() for name in (SHARD, CONTENTS)):
+        return repeat(None, count)
+    found: list[bytes] = read_table(folder / CONTENTS, _KINDS)["content"].to_pylist()
+    return found
 
 
 def digest_set(contents: np.ndarray) -> str:

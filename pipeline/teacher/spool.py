@@ -93,6 +93,9 @@ class Spool:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Example:
         batch = self._reader.get_batch(index // _ROWS)
         row = index % _ROWS
