@@ -1,11 +1,12 @@
 """Measurements with a unit, a direction and the slice of data they were taken on."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 Direction = Literal["lower", "higher", "none"]
+DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StillroomError, did_you_mean
-from pipeline.metrics import Metric
+from pipeline.metrics import DIRECTIONS, Metric
 from pipeline.storage import write_bytes
 
 RESULT_VERSION = 1
@@ -92,14 +92,37 @@ def read_result(run: Path) -> Result:
         raise StillroomError(
             f"{run}: has no result.json, so the run is not finished; run its train command again"
         )
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    version = raw.pop("version", None)
-    if version != RESULT_VERSION:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw.pop("version", None)
+        if version == RESULT_VERSION:
+            return _parse_result(raw)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StillroomError(
-            f"{path}: version {version}, expected {RESULT_VERSION}; train the run again"
-        )
-    metrics = [Metric(**metric) for metric in raw.pop("metrics")]
-    return Result(**raw, metrics=metrics)
+            f"{path}: makes no sense ({' '.join(str(error).split())[:200]}); train the run again"
+        ) from error
+    raise StillroomError(
+        f"{path}: version {version}, expected {RESULT_VERSION}; train the run again"
+    )
+
+
+def _parse_result(raw: Mapping[str, Any]) -> Result:
+    """A result, if every part is of its kind: the folder may come from anybody."""
+    metrics = [Metric(**metric) for metric in raw["metrics"]]
+    for metric in metrics:
+        told = (metric.name, metric.unit, metric.direction, metric.slice)
+        if not all(isinstance(text, str) for text in told):
+            raise ValueError(f"metric {metric.name!r}")
+        if not isinstance(metric.value, int | float) or metric.direction not in DIRECTIONS:
+            raise ValueError(f"metric {metric.name!r}")
+    result = Result(**{**raw, "metrics": metrics})
+    texts = (result.name, result.kind, result.task)
+    parts = (result.config, result.identity, result.model, result.training, result.details)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its name, kind and task are texts")
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError("its config, identity, model, training and details are objects")
+    return result
 
 
 def read_curve(run: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import ConfigError, StillroomError
 from pipeline.storage import as_path
@@ -109,12 +110,15 @@ def evaluate_command(
 
     Example: stillroom evaluate runs/demo/kd --split test
     """
+    from pipeline.report.text import show_running
     from stages.evaluate import evaluate
 
     for run in runs:
         table = Table("metric", "value", "unit", "slice", title=str(run))
         for metric in evaluate(run, split):
-            table.add_row(metric.name, f"{metric.value:.4g}", metric.unit, metric.slice)
+            table.add_row(
+                metric.name, f"{metric.value:.4g}", metric.unit, Text(show_running(metric.slice))
+            )
         Console().print(table)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
 from pipeline.export import check_repository, copy_tokenizer, list_upload, push, weight_bytes
 from pipeline.metrics import Metric
 from pipeline.report.card import CardExport, write_card
+from pipeline.report.text import show_running
 from pipeline.runs import read_result
 from stages.disk import tells_of_disk
 from stages.evaluate import open_run
@@ -135,7 +137,8 @@ def print_export(exported: Export, console: Console) -> None:
     table = Table("metric", "run", "export", "change", "unit", "slice")
     for old, new in zip(exported.before, exported.after, strict=True):
         change = f"{new.value - old.value:+.2g}"
-        table.add_row(old.name, f"{old.value:.4g}", f"{new.value:.4g}", change, old.unit, old.slice)
+        values = (f"{old.value:.4g}", f"{new.value:.4g}", change, old.unit)
+        table.add_row(old.name, *values, Text(show_running(old.slice)))
     console.print(table)
 
 

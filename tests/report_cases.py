@@ -21,7 +21,7 @@ UNITS: dict[str, tuple[str, Direction]] = {
 }
 KD = {"name": "forward_kl", "weight": 0.9, "temperature": 1.0}
 CE = {"name": "cross_entropy", "weight": 1.0}
-HOSTILE = "<script>alert(1)</script>\"'&"
+HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b[2J\x9b\u202e"
 
 
 def measure(slice: str = "all", **values: float) -> list[Metric]:

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from golden_cache import GOLDEN
+from rich.console import Console
 
 from pipeline.cache import TeacherCache
+from pipeline.cache.documents import write_sealed
 from pipeline.cache.manifest import read_shard
 from pipeline.cache.names import require_inside
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, StillroomError
+from pipeline.runs import read_result
+from stages.inspect import inspect
 
 
 @pytest.fixture
@@ -116,3 +121,49 @@ def test_a_link_that_leads_out_of_a_cache_is_told_from_one_that_does_not(tmp_pat
             require_inside(root, [root / name])
     with pytest.raises(CacheError, match="is a link to itself"):
         require_inside(root, [root / "loop"])
+
+
+NASTY = "\x1b[2J\x07\x00\x9b\u202egnp<script>\"'&[red]"
+
+
+def test_inspect_prints_no_text_of_a_cache_as_it_is(copy: Path) -> None:
+    raw = json.loads((copy / "manifest.json").read_text())
+    raw["identity"]["teacher"] = {"digest": NASTY, NASTY: NASTY, "name": NASTY}
+    raw["task"] = {"name": NASTY, NASTY: [NASTY]}
+    raw["label_names"] = [NASTY] * raw["num_classes"]
+    (copy / "manifest.json").write_text(json.dumps(raw))
+    (copy / "config.yaml").write_text(json.dumps({"teacher": {"model": NASTY}}))
+    console = Console(file=StringIO(), width=200, force_terminal=False)
+    inspect(copy, console=console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "U+001B" in printed and "U+202E" in printed
+    assert all(line.isprintable() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(
+    "path", ["\x00", "http://169.254.169.254/", "simplecache::s3://x", "a\x1b[2J", "x" * 9999]
+)
+def test_a_view_names_folders_and_stores_alone(tmp_path: Path, path: str) -> None:
+    source = {"path": path, "digest": "0" * 64}
+    write_sealed(tmp_path / "view.json", {"version": 1, "parts": [source]})
+    with pytest.raises(CacheError, match="is no folder and no store"):
+        TeacherCache.open(tmp_path)
+
+
+def test_a_view_of_itself_or_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    for content, match in (
+        ({"version": 1, "parts": [{"path": ".", "digest": "0" * 64}]}, "is no cache"),
+        ({"version": 2, "parts": []}, "install a newer Stillroom"),
+        ({"version": 1, "requires": ["x"], "parts": []}, "install a newer Stillroom"),
+    ):
+        write_sealed(tmp_path / "view.json", content)
+        with pytest.raises(CacheError, match=match):
+            TeacherCache.open(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"version": 1}', '{"version": 1, "metrics": [3]}'])
+def test_a_result_that_makes_no_sense_is_one_line(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "result.json").write_text(damage)
+    with pytest.raises(StillroomError, match=r"result\.json: ") as caught:
+        read_result(tmp_path)
+    assert "\n" not in str(caught.value)

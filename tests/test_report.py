@@ -120,6 +120,8 @@ def test_every_text_of_the_page_is_inert() -> None:
     assert len(parsed.named("script")) == 1
     assert "<script>alert" not in page
     assert page.count(html.escape("<script>alert(1)")) > 15
+    assert page.count(html.escape("<U+0000><U+001B>[2J<U+009B><U+202E>")) > 15
+    assert not {"\x00", "\x1b", "\x9b", "\u202e"} & set(page)
     # A quote of the text never ends an attribute: no attribute is named by the text.
     assert not any("alert" in name for _, attributes in parsed.tags for name in attributes)
 

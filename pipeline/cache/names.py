@@ -1,6 +1,7 @@
 """Names that strangers wrote, before they become paths.
 
 name in a JSON file -- FileName, PlainName --> below the folder, by letters that mean nothing else
+cache of a view -- Address --> a folder or a store of a known kind
 folder of a cache -- require_own, file of a shard -- require_inside --> no link that leads out
 """
 
@@ -14,6 +15,8 @@ from pydantic import AfterValidator
 from pipeline.errors import CacheError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}")
+_STORES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "memory")
+_LONGEST_ADDRESS = 4096
 _MOST_PARTS, _MOST_BYTES = 16, 255  # file systems and tools refuse longer names, some of them late
 
 
@@ -35,7 +38,16 @@ def _is_part(name: str) -> bool:
     return plain and name not in ("", ".", "..") and len(name.encode()) <= _MOST_BYTES
 
 
+def _require_address(text: str) -> str:
+    kind, separator, _ = text.partition("://")
+    known = not separator or kind in _STORES
+    if not known or not text.isprintable() or "::" in text or len(text) > _LONGEST_ADDRESS:
+        raise ValueError(f"{text[:80]!r} is no folder and no store; expected {', '.join(_STORES)}")
+    return text
+
+
 PlainName = Annotated[str, AfterValidator(_require_plain)]
+Address = Annotated[str, AfterValidator(_require_address)]
 FileName = Annotated[str, AfterValidator(_require_below)]
 
 

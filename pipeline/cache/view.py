@@ -165,6 +165,8 @@ def open_view(path: Path) -> CacheView:
     view = read_view_file(path)
     sources = [source for part in view.parts for source in (part, *part.overlays)]
     folders = {source.path: find_cache(path, source.path) for source in sources}
+    for folder in (path, *folders.values()):
+        require_own(folder)
     caches = {name: _open_cache(folder, len(folders)) for name, folder in folders.items()}
     take = partial(_take, path, caches)
     parts = []

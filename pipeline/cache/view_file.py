@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
 from pipeline.cache.index import RUNS, RowRuns, read_table, require_runs
-from pipeline.cache.names import require_inside
+from pipeline.cache.names import Address, require_inside
 from pipeline.cache.signals import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
@@ -36,7 +36,7 @@ class Source(StrictModel):
         rows: sha256 of rows/<sha256>.arrow; None takes all rows.
     """
 
-    path: str
+    path: Address
     digest: Sha256
     rows: Sha256 | None = optional()
 

@@ -5,6 +5,9 @@ text -> element(...) -> Html -> element(...) -> Html -> page
 
 from html import escape
 
+# Control characters, halves of letters, and what turns the direction of the text that follows.
+_UNSEEN = (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F))
+_SHOWN = {code: f"<U+{code:04X}>" for code in (*_UNSEEN, 0x2066, 0x2067, *range(0xD800, 0xE000))}
 VOID = frozenset({"meta", "input", "line", "circle", "path", "polyline", "rect", "br"})
 
 
@@ -28,7 +31,7 @@ def element(tag: str, *children: str, **attributes: object) -> Html:
 
 def join(*parts: str) -> Html:
     """The parts one after the other; those that are not Html are escaped."""
-    return Html("".join(p if isinstance(p, Html) else escape(p) for p in parts))
+    return Html("".join(p if isinstance(p, Html) else _escape(p) for p in parts))
 
 
 def text_in_own_direction(text: str) -> Html:
@@ -40,4 +43,9 @@ def _attribute(name: str, value: object) -> str:
     if value is None or value is False:
         return ""
     written = name.rstrip("_").replace("_", "-")
-    return f" {written}" if value is True else f' {written}="{escape(str(value))}"'
+    return f" {written}" if value is True else f' {written}="{_escape(str(value))}"'
+
+
+def _escape(text: str) -> str:
+    """Text that neither ends its element nor reaches beyond it unseen."""
+    return escape(text.translate(_SHOWN))

@@ -22,6 +22,7 @@ from pipeline.report.rows import (
     rows_of,
     table_columns,
 )
+from pipeline.report.text import show_running
 
 BEST = "*"
 _GAP = 2  # blanks between two columns: one of padding, one of the box
@@ -77,14 +78,16 @@ def _build_part(rows: Sequence[Row], columns: Sequence[Column], names: int) -> T
         style = "italic" if row.role == "teacher" else ""
         last_teacher = row.role == "teacher" and i + 1 < len(rows) and rows[i + 1].role != "teacher"
         cells_of_row = [texts[i] for texts in cells]
-        table.add_row(Text(row.label), *cells_of_row, style=style, end_section=last_teacher)
+        table.add_row(
+            Text(show_running(row.label)), *cells_of_row, style=style, end_section=last_teacher
+        )
     return table
 
 
 def _heading_lines(column: Column) -> list[str]:
     """The title's words under one another, then the arrow and the unit."""
-    *first, last = column.title.split(" ")
-    under = f"{ARROWS[column.direction]} {column.unit}".strip()
+    *first, last = show_running(column.title).split(" ")
+    under = f"{ARROWS[column.direction]} {show_running(column.unit)}".strip()
     return [*([" ".join(first)] if first else []), last, under]
 
 
