@@ -3,7 +3,7 @@
 [i] -> Example or CachedExample -> Collator -> {"inputs", "target_index", ..., "targets", ...}
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.accounts import Marks
+from pipeline.cache.ahead import AHEAD_ROWS
 from pipeline.cache.index import RowRuns, hash_id
 from pipeline.cache.order import EpochOrder
-from pipeline.cache.reader import STREAM_BLOCK
+from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.record_batch import join_targets
 from pipeline.errors import ConfigError
 from pipeline.examples import CachedExample, Example
@@ -59,11 +60,30 @@ class Selection(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.source[int(self.indices[index])]
 
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """A batch, as a DataLoader asks for it."""
+        if self.is_remote:
+            self.read_ahead(np.asarray(indices))
+        return [self[index] for index in indices]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether examples are read from a cache in a store."""
+        return isinstance(self.source, TeacherCache) and self.source.is_remote
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """Begin to fetch what coming examples need; see `TeacherCache.read_ahead`."""
+        if isinstance(self.source, TeacherCache):
+            self.source.read_ahead(np.asarray(self.indices[indices]))
+
 
 class Order(Protocol):
     """The rows of an epoch, read by slices."""
 
     def __getitem__(self, places: slice, /) -> np.ndarray: ...
+
+
+Ahead = Callable[[np.ndarray], None]
 
 
 class StepRows(Sequence[int]):
@@ -72,15 +92,21 @@ class StepRows(Sequence[int]):
     A plain class, because a run that continues late makes millions of them only to skip them.
     """
 
-    __slots__ = ("_order", "_start", "_step", "_stop")
+    __slots__ = ("_ahead", "_order", "_start", "_step", "_stop")
 
-    def __init__(self, order: Order, start: int, stop: int, step: int) -> None:
+    def __init__(
+        self, order: Order, start: int, stop: int, step: int, ahead: Ahead | None = None
+    ) -> None:
         self._order, self._start, self._stop, self._step = order, start, stop, step
+        self._ahead = ahead
 
     def __len__(self) -> int:
         return len(range(self._start, self._stop, self._step))
 
     def __iter__(self) -> Iterator[int]:
+        if self._ahead is not None:
+            end = self._start + max(AHEAD_ROWS * self._step, self._stop - self._start)
+            self._ahead(self._order[self._start : end : self._step])
         return iter(self._order[self._start : self._stop : self._step].tolist())
 
     def __getitem__(self, index: Any) -> Any:
@@ -102,6 +128,7 @@ class StepSampler(Sampler[list[int]]):
     Args:
         visits: how many rows there are, each of which an epoch visits once, or what it deals.
         first_epoch: whose order comes first; a later stage goes on where the one before ended.
+        ahead: told the places of a step, and of those that follow it, when the step is taken.
 
     Raises:
         ConfigError: there are fewer rows than ranks.
@@ -116,6 +143,7 @@ class StepSampler(Sampler[list[int]]):
         world_size: int = 1,
         drop_last: bool = False,
         first_epoch: int = 0,
+        ahead: Ahead | None = None,
     ):
         rows = visits if isinstance(visits, int) else len(visits)
         if rows < world_size:
@@ -127,6 +155,7 @@ class StepSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = self.first_epoch = first_epoch
+        self._ahead = ahead
         self._size = batch_size * world_size
         whole, left = divmod(rows, self._size)
         drop = drop_last and whole > 0
@@ -148,8 +177,8 @@ class StepSampler(Sampler[list[int]]):
             order = self.visits.order(self.seed, self.epoch)
         size, rank, ranks, last = self._size, self.rank, self.world_size, self._steps - 1
         for start in range(0, last * size, size):
-            yield StepRows(order, start + rank, start + size, ranks)  # type: ignore[misc]
-        yield StepRows(order, last * size + rank, self._end, ranks)  # type: ignore[misc]
+            yield StepRows(order, start + rank, start + size, ranks, self._ahead)  # type: ignore[misc]
+        yield StepRows(order, last * size + rank, self._end, ranks, self._ahead)  # type: ignore[misc]
 
 
 class FurtherKnowledge(Protocol):

@@ -35,6 +35,7 @@ def load_batches(
         args.world_size,
         args.dataloader_drop_last,
         first_epoch,
+        train.read_ahead if train.is_remote else None,
     )
     examples: Any = train
     collate: Any = collator

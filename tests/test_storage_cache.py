@@ -18,7 +18,7 @@ from small_relay import QUICK, Rule, Storm
 from small_store import Bucket
 from torch.utils.data import DataLoader
 
-from pipeline.batches import Selection
+from pipeline.batches import Selection, StepSampler
 from pipeline.cache import CacheWriter, TeacherCache
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import as_path
@@ -216,3 +216,49 @@ def test_a_shard_that_lost_a_file_in_the_store_is_written_again(bucket, expected
     write_shards(writer, EXAMPLES, [1])
     writer.finish()
     assert bucket.contents() == expected
+
+
+def delivered(bucket: Bucket) -> list[str]:
+    """The paths of the ranges that were asked for, whose bytes are the cache's own."""
+    return [
+        served.path for served in bucket.store.served if served.path.endswith(("rows.arrow", "/0"))
+    ]
+
+
+def test_a_stream_asks_ahead_for_each_part_once(bucket, tmp_path, monkeypatch):
+    draft = make_draft(90, signals=SIGNALS, shard_examples=8)
+    examples = make_examples(draft)
+    write_cache(as_path(bucket.url), draft, examples)
+    monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "other machine"))
+    cache = TeacherCache.open(bucket.url)
+    with bucket.store.broken():
+        found = [(e.example_id, e.hidden["layer.0"]) for e in cache.stream(seed=1, epoch=0)]
+        first = delivered(bucket)
+    assert sorted(name for name, _ in found) == sorted(e.example_id for e in examples)
+    rows = [path for path in first if path.endswith("rows.arrow")]
+    assert len(rows) == len(set(rows)) == 12  # one record batch in each shard
+    assert len([path for path in first if "layer.0" in path]) == 24  # a list of chunks, and a chunk
+    assert not [path for path in first if "pooled" in path or "layer.-1" in path]  # nobody asked
+    with bucket.store.broken():
+        assert len(list(TeacherCache.open(bucket.url).stream(seed=1, epoch=1))) == 90
+        assert delivered(bucket) == []
+
+
+def test_a_loader_without_workers_asks_ahead_and_gives_what_a_disk_gives(
+    bucket, tmp_path, monkeypatch
+):
+    draft = make_draft(40, shard_examples=8)
+    write_cache(as_path(bucket.url), draft, make_examples(draft))
+    write_cache(tmp_path / "disk", draft, make_examples(draft))
+    monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "other machine"))
+    bucket.store.served.clear()
+    orders = []
+    for path in (bucket.url, tmp_path / "disk"):
+        train = Selection(TeacherCache.open(path))
+        ahead = train.read_ahead if train.is_remote else None
+        sampler = StepSampler(len(train), 4, seed=3, ahead=ahead)
+        loader = DataLoader(train, batch_sampler=sampler, collate_fn=list)
+        orders.append([[example.example_id for example in batch] for batch in loader])
+    assert orders[0] == orders[1]
+    assert sorted(delivered(bucket)) == sorted(set(delivered(bucket)))
+    assert len(delivered(bucket)) == 5

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from pipeline.cache.ahead import Ahead
 from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.shards import Shard
@@ -64,6 +65,7 @@ class Opened:
     def __init__(self, shared_by: int = 1) -> None:
         self.forks = Forks.count
         self.lock = threading.RLock()
+        self.ahead: Ahead | None = None
         shards, memory = max(_OPEN_SHARDS // shared_by, _FEWEST_SHARDS), _MEMORY // shared_by
         self.shards: Recent[Shard] = Recent(shards, lambda _: 1)
         self.batches: Recent[Batch] = Recent(memory, lambda batch: batch.nbytes)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache.ahead import Ahead, look_ahead
 from pipeline.cache.checksums import require_listed
 from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.contents import CONTENTS_INDEX, read_contents
@@ -44,7 +45,7 @@ from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead
 from pipeline.identity import CONTENT_BYTES, digest_example
-from pipeline.storage import as_path, local_folder
+from pipeline.storage import as_path, is_local, local_folder
 
 STREAM_BLOCK = 64  # neighbouring rows that a stream keeps near one another
 _ORDER_ROWS = 1024  # rows of an order that a stream asks for at a time
@@ -65,6 +66,7 @@ class TeacherCache:
         self._shared_by = shared_by
         self._state = Opened(shared_by)
         self._checked: set[str] = set()
+        self._asked: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> "TeacherCache":
@@ -231,8 +233,23 @@ class TeacherCache:
             places = np.arange(start, stop, world_size)
             if shuffle:
                 places = order[start:stop:world_size]
-            for row in (places if indices is None else indices[places]).tolist():
-                yield self[row]
+            rows = np.asarray(places if indices is None else indices[places])
+            yield from map(self.__getitem__, look_ahead(self, rows))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in a store."""
+        return not is_local(self.path)
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Begin to fetch what coming rows need, with the signals that rows before were asked for;
+        nothing on a disk of this machine."""
+        if not self.is_remote:
+            return
+        opened = self._opened
+        if opened.ahead is None:
+            opened.ahead = Ahead(self.path, self.manifest, self._digests)
+        opened.ahead.want(rows.tolist(), self._asked)
 
     def _require(self, prefix: str) -> None:
         """Compare the files below a prefix with the manifest, the first time that they are read."""
@@ -308,6 +325,7 @@ class TeacherCache:
             return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside, key
 
     def _read_hidden(self, index: int, local: int, features: slice, name: str) -> torch.Tensor:
+        self._asked.add(name)
         signal = self.manifest.signals[name]
         rows = slice(local, local + 1) if signal.per == "example" else features
         info = self._shard(index).info

@@ -74,6 +74,18 @@ class CacheView(TeacherCache):
         number = bisect_right(self._ends, at)
         return self.parts[number].read(at - self._starts[number])
 
+    @property
+    def is_remote(self) -> bool:
+        """See `TeacherCache`."""
+        return any(part.cache.is_remote for part in self.parts)
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """See `TeacherCache`; overlays are read when they are asked for."""
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers).tolist():
+            part, start = self.parts[number], self._starts[number]
+            part.cache.read_ahead(np.asarray(part.rows[rows[numbers == number] - start]))
+
     @cached_property
     def contents(self) -> np.ndarray:
         """See `TeacherCache.contents`."""

@@ -63,8 +63,9 @@ class RangeReader:
     def _find(self, start: int, size: int) -> Any:
         if self.version is None:
             return self._fetch(start, size)
-        coming = _ON_THEIR_WAY.take(self._key(start, size))
-        return self._find_kept(start, size) if coming is None else coming.result()
+        return _ON_THEIR_WAY.take(
+            self._key(start, size), size, lambda: self._find_kept(start, size)
+        )
 
     def _find_kept(self, start: int, size: int) -> Any:
         content = kept_ranges().get(self._key(start, size))
@@ -121,7 +122,7 @@ def open_file(path: Path) -> Any:
 
 
 class _OnTheirWay:
-    """Ranges that threads of this process fetch, until somebody takes them."""
+    """Ranges that this process fetches, each once however many ask, until somebody takes them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -130,23 +131,48 @@ class _OnTheirWay:
         self._bytes = 0
 
     def begin(self, key: str, size: int, fetch: Callable[[], Any]) -> None:
+        """Fetch on another thread, unless it is on its way."""
+        future = self._enter(key, size)
+        if future is None:
+            return
         with self._lock:
-            if key in self._coming:
-                return
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_THREADS, "stillroom-ahead")
-            self._coming[key] = self._pool.submit(fetch), size
+        self._pool.submit(_settle, future, fetch)
+
+    def take(self, key: str, size: int, fetch: Callable[[], Any]) -> Any:
+        """What is on its way, or is fetched now."""
+        future = self._enter(key, size)
+        if future is not None:
+            _settle(future, fetch)
+        else:
+            with self._lock:
+                future = self._coming[key][0] if key in self._coming else None
+        try:
+            return fetch() if future is None else future.result()
+        finally:
+            with self._lock:
+                if key in self._coming and self._coming[key][0] is future:
+                    self._bytes -= self._coming.pop(key)[1]
+
+    def _enter(self, key: str, size: int) -> "Future[Any] | None":
+        """To be settled by whoever asked; None where somebody else was first."""
+        with self._lock:
+            if key in self._coming:
+                return None
+            future: Future[Any] = Future()
+            self._coming[key] = future, size
             self._bytes += size
             while self._bytes > _AHEAD_BYTES and len(self._coming) > 1:
                 self._bytes -= self._coming.popitem(last=False)[1][1]  # it is kept on the disk
+            return future
 
-    def take(self, key: str) -> "Future[Any] | None":
-        with self._lock:
-            coming = self._coming.pop(key, None)
-            if coming is None:
-                return None
-            self._bytes -= coming[1]
-            return coming[0]
+
+def _settle(future: "Future[Any]", fetch: Callable[[], Any]) -> None:
+    try:
+        future.set_result(fetch())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 _ON_THEIR_WAY = _OnTheirWay()
