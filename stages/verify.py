@@ -4,18 +4,24 @@ cache -> verify_cache -> what was found, and with --repair what was done -> exit
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.cache import TeacherCache
 from pipeline.cache.findings import Finding, Report
 from pipeline.cache.locks import occupy
 from pipeline.cache.repairing import repair_cache
 from pipeline.cache.verifying import Depth, verify_cache
 from pipeline.cache.verifying_beside import CAPTURE, SETTINGS
+from pipeline.cache.view_file import is_view, list_folders
+from pipeline.errors import CacheError
 from pipeline.report.rows import format_bytes
 from stages.progress import RowProgress
 
@@ -37,7 +43,8 @@ def verify(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Check a cache, print what was found, and return the exit code.
+    """Check a cache, or all that a view sees, print what was found, and return the exit code; of
+    several the worst.
 
     Args:
         repair: mend it too; the code is then that of what it has become.
@@ -47,6 +54,68 @@ def verify(
         CacheError: no cache, one of a newer format, or, to be repaired, one that somebody works on.
     """
     console = console or Console()
+    if is_view(path):
+        return _verify_view(path, partial(_examine, depth, repair, teacher), as_json, console)
+    found = _examine(depth, repair, teacher, path)
+    if as_json:
+        console.print_json(json.dumps(found.dump()))
+    else:
+        found.print(console)
+    return found.code
+
+
+def _verify_view(
+    path: Path, examine: "Callable[[Path], _Examined]", as_json: bool, console: Console
+) -> int:
+    found: list[_Examined] = []
+    damage: str | None = None
+    try:
+        found += map(examine, list_folders(path))
+        if all(one.state == "whole" for one in found):
+            TeacherCache.open(path)
+    except CacheError as error:
+        damage = str(error)
+    if as_json:
+        told = {"path": str(path), "damage": damage, "caches": [one.dump() for one in found]}
+        console.print_json(json.dumps(told))
+    else:
+        for one in found:
+            one.print(console)
+        if damage is not None:
+            console.print(Text(f"damaged   {damage}"), soft_wrap=True)
+    return DAMAGED if damage is not None else max(one.code for one in found)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What was found of one cache, what was done about it, and what it is now."""
+
+    report: Report
+    done: list[str]
+    state: str
+    difference: "Difference | None"
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        otherwise = self.difference is not None and self.difference.outside
+        return OTHERWISE if otherwise else _CODES[self.state]
+
+    def dump(self) -> dict[str, Any]:
+        """JSON values."""
+        content = {**self.report.dump(), "done": self.done, "state_now": self.state}
+        if self.difference is not None:
+            content["teacher"] = self.difference.dump()
+        return content
+
+    def print(self, console: Console) -> None:
+        """A line for each finding and one for the whole."""
+        _print_report(self.report, self.done, self.state, console)
+        if self.difference is not None:
+            _print_difference(self.difference, console)
+
+
+def _examine(depth: Depth, repair: bool, teacher: str | None, path: Path) -> _Examined:
     with ExitStack() as stack:
         if repair:
             stack.enter_context(occupy(path, "verify --repair"))
@@ -59,16 +128,7 @@ def verify(
         from stages.recomputing import ask_again  # which loads a model
 
         difference = ask_again(path, teacher, depth.sample or _ASKED, depth.seed)
-    if as_json:
-        content = {**report.dump(), "done": done, "state_now": state}
-        if difference is not None:
-            content["teacher"] = difference.dump()
-        console.print_json(json.dumps(content))
-    else:
-        _print_report(report, done, state, console)
-        if difference is not None:
-            _print_difference(difference, console)
-    return OTHERWISE if difference is not None and difference.outside else _CODES[state]
+    return _Examined(report, done, state, difference)
 
 
 def _state_after(report: Report) -> str:

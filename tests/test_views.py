@@ -15,6 +15,7 @@ import torch
 from cache_examples import SIGNALS, assert_same, make_draft, make_example, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from pipeline.batches import Collator, Selection
 from pipeline.cache import (
@@ -37,6 +38,7 @@ from pipeline.cache.view_file import write_runs
 from pipeline.errors import CacheError, MismatchError
 from pipeline.storage import as_path, writing_folder
 from pipeline.tasks.causal_lm import CausalLM
+from stages.cli import app
 
 ROWS = 23
 
@@ -311,6 +313,27 @@ def test_a_link_out_of_a_view_or_its_caches_is_refused(cache, tmp_path, linked):
     (folder / linked).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CacheError, match="link"):
         TeacherCache.open(view.path)
+
+
+def test_verify_looks_at_all_that_a_view_sees(cache, tmp_path):
+    shutil.copytree(cache.path, tmp_path / "cache")
+    view = make_view(TeacherCache.open(tmp_path / "cache"), tmp_path / "view", [1, 4, 9])
+
+    def verify(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["verify", str(view.path), *options])
+        return result.exit_code, result.output
+
+    assert verify()[0] == 0
+    code, output = verify("--json")
+    assert code == 0 and json.loads(output)["caches"][0]["path"].endswith("cache")
+    for file in (next(view.path.glob("rows/*")), tmp_path / "cache/shards/00003/rows.arrow"):
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        code, output = verify()
+        assert code == 4 and "damaged" in output and file.name in "".join(output.split())
+        file.write_bytes(content)
+    (view.path / "view.json").write_text("{}")
+    assert verify()[0] == 4
 
 
 def test_a_newer_view_is_refused(cache, tmp_path):

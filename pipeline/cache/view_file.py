@@ -155,3 +155,14 @@ def find_cache(folder: Path, path: str) -> Path:
     if "://" in path:
         return as_path(path)
     return (folder.resolve() / path).resolve() if is_local(folder) else folder / path
+
+
+def list_folders(path: Path) -> list[Path]:
+    """The folders of all caches that a view speaks of, overlays too, each once.
+
+    Raises:
+        CacheError: view.json is damaged.
+    """
+    parts = read_view_file(path).parts
+    named = [source.path for part in parts for source in (part, *part.overlays)]
+    return list(dict.fromkeys(find_cache(path, name) for name in named))
