@@ -17,6 +17,8 @@ print it and exit with code 1; anything else that escapes them is a bug and keep
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 300  # letters that are quoted of another error
+
 
 class StillroomError(Exception):
     """Base of every error a user can mend."""
@@ -52,6 +54,11 @@ class CacheError(StillroomError):
 
 class MismatchError(CacheError):
     """Two things that must be the same (tokenizer, data, teacher, ...) are not."""
+
+
+def say(error: BaseException) -> str:
+    """What somebody else's error says, on one line and not without end."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

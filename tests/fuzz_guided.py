@@ -169,7 +169,7 @@ def run_guided(seed: int, seconds: float, inputs: int) -> None:
             parse(content[1:])
             counts["read"] += 1
         except StillroomError as error:
-            assert "\n" not in str(error)
+            assert "\n" not in str(error), str(error)
             counts["refused"] += 1
         except BROKEN:
             counts["refused"] += 1

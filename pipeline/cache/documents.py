@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from pipeline.config import Model, parse_config
-from pipeline.errors import CacheError, ConfigError, MismatchError
+from pipeline.errors import CacheError, ConfigError, MismatchError, say
 from pipeline.storage import write_bytes
 
 SEAL = "checksum"
@@ -52,7 +52,7 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
             raise ValueError(f"{size:,} bytes of JSON, at most {_MOST_BYTES:,} make sense")
         content = file.read_bytes()
     except (OSError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
+        raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
     return parse_json(file, content, require_seal)
 
 
@@ -62,7 +62,7 @@ def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[s
         raw = json.loads(content.decode("utf-8"))
         _require_sane(raw, content)
     except (ValueError, RecursionError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
+        raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
     if not isinstance(raw, dict):
         raise CacheError(f"{file}: holds no object; {_REMEDY}")
     if SEAL in raw or require_seal:

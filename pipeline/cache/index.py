@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cache.messages import BROKEN, read_plain
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, say
 from pipeline.storage import hash_file, map_file, writing
 
 SPLIT = "index/split.arrow"
@@ -184,5 +184,5 @@ def read_table(file: Path, kinds: Mapping[str, Any] | None = None) -> Any:
         return table
     except BROKEN as error:
         raise CacheError(
-            f"{file}: cannot be read ({error}); run `stillroom verify --repair`, or copy it again"
+            f"{file}: cannot be read ({say(error)}); run `stillroom verify --repair`, or copy it"
         ) from error

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, say
 from pipeline.heads import OutputHead
 from pipeline.storage import hash_file, reading, write_bytes
 
@@ -54,7 +54,9 @@ def read_head(cache: Path, digest: str | None) -> OutputHead:
             found = {name: stored.get_tensor(name) for name in list(stored.keys())}
         return _make_head(facts or {}, found)
     except (SafetensorError, LookupError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); cache the teacher again") from error
+        raise CacheError(
+            f"{file}: cannot be read ({say(error)}); cache the teacher again"
+        ) from error
 
 
 def _make_head(facts: Mapping[str, str], found: Mapping[str, Tensor]) -> OutputHead:

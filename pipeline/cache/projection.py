@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.config import StrictModel
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import CacheError, DataError, say
 from pipeline.storage import hash_file, write_bytes
 
 FILE = "projections.safetensors"
@@ -173,7 +173,9 @@ def read_bases(cache: Path, sha256: str) -> dict[str, Basis]:
     try:
         return _parse(file.read_bytes())
     except (SafetensorError, LookupError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({error}); copy or cache it again") from error
+        raise CacheError(
+            f"{file}: cannot be read ({say(error)}); copy or cache it again"
+        ) from error
 
 
 def has_bases(cache: Path) -> bool:

@@ -19,7 +19,7 @@ from pipeline.cache.codecs import Entries, Ranking
 from pipeline.cache.columns import find_message
 from pipeline.cache.manifest import ColumnType, Draft
 from pipeline.cache.quantization import ENCODINGS
-from pipeline.errors import DataError, NumericalError
+from pipeline.errors import DataError, NumericalError, say
 from pipeline.examples import CachedExample
 from pipeline.positions import pick_positions
 from pipeline.targets import UNLABELLED, Targets
@@ -298,4 +298,6 @@ def _carried_array(name: str, kind: ColumnType, examples: Sequence[CachedExample
     try:
         return pa.array(values, COLUMN_TYPES[kind])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"column {name!r}: holds a value that is no {kind} ({error})") from error
+        raise DataError(
+            f"column {name!r}: holds a value that is no {kind} ({say(error)})"
+        ) from error

@@ -25,7 +25,7 @@ from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
 from pipeline.cache.shard_facts import require_consistent
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, say
 from pipeline.storage import RangeReader, is_local, read_known
 
 ROWS = "rows.arrow"
@@ -157,8 +157,8 @@ def _read_checked(file: RangeReader, info: ShardInfo, index: int, schema: Any) -
 
 
 def _name_damage(folder: Path, error: Exception, part: str = "") -> CacheError:
-    reason = " ".join(str(error).split()) or type(error).__name__
     where = f"{part}: " if part else ""
     return CacheError(
-        f"{folder}: cannot be read ({where}{reason}); the shard is damaged, copy or cache it again"
+        f"{folder}: cannot be read ({where}{say(error)}); the shard is damaged, copy or cache it"
+        " again"
     )

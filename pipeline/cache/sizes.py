@@ -17,7 +17,7 @@ from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
 from pipeline.cache.view import list_sources
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, say
 from pipeline.storage import is_local, list_files, map_file
 
 FRAMING = "(arrow framing)"
@@ -90,7 +90,7 @@ def _sum_columns(file: Path) -> Counter[str]:
             for owner, start, end in zip(owners, starts, ends, strict=True):
                 sizes[owner] += end - start
     except BROKEN as error:
-        raise CacheError(f"{file}: cannot be read ({error}); copy the cache again") from error
+        raise CacheError(f"{file}: cannot be read ({say(error)}); copy the cache again") from error
     return sizes
 
 
