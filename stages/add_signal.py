@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError, MismatchError
 from pipeline.examples import Example
 from pipeline.sources import Rows
 from stages.cache_teacher import CacheConfig, Growth, cache_teacher
+from stages.naming import require_asked
 
 _ADDED = "added"
 _NOTHING = ("hidden.layers=[]", "hidden.qkv=[]", "hidden.head=false", "hidden.pooled=false")
@@ -105,6 +106,7 @@ def _make_config(cache: TeacherCache, asked: Sequence[str], hotter: bool) -> Cac
     Raises:
         ConfigError: there is none, or a setting that decides more than what is added.
     """
+    require_asked(cache)
     file = list_parts(cache)[0].cache.path / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: is missing, so nobody knows who the teacher was; put it back")

@@ -122,8 +122,8 @@ def _explain_labels(manifest: Manifest) -> str:
     if not rows.get("labels_bounded"):
         return ""
     return (
-        f" Of {rows['labels_bounded']} of {rows.get('labels')} labels no more is known than the"
-        " least loss that they can have."
+        f" Of {rows['labels_bounded']} of {rows.get('labels')} imported labels no more is known"
+        " than the least loss that they can have."
     )
 
 

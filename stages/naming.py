@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.cache import TeacherCache, list_parts
+from pipeline.errors import CacheError
 
 _MOST_BYTES = 2**20
 _TOLD = {"teacher": ("model", "licence"), "data": ("source", "licence")}
@@ -32,6 +33,21 @@ def read_cache_config(cache: TeacherCache) -> dict[str, dict[str, str]]:
     except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     return {section: _pick(config, section, names) for section, names in _TOLD.items()}
+
+
+def require_asked(cache: TeacherCache) -> None:
+    """Refuse a cache whose teacher was asked by somebody else.
+
+    Raises:
+        CacheError: its targets are those of a dump.
+    """
+    imported = cache.manifest.imported
+    if imported is not None:
+        raise CacheError(
+            f"{cache.path}: its targets were imported ({imported.describe()}), so its teacher"
+            " cannot be asked again as it was; cache the teacher yourself with `stillroom"
+            " cache-teacher`"
+        )
 
 
 def _pick(config: Any, section: str, names: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from pipeline.targets import Targets
 from pipeline.tasks import TASKS
 from pipeline.teacher import Teacher
 from stages.cache_teacher import CacheConfig, make_spec
+from stages.naming import require_asked
 
 # What is expected of the mean KL in nats: by the codec, whose documented worst case is a third of
 # it, and by the teacher's dtype, as other batches and devices round otherwise.
@@ -85,6 +86,7 @@ def ask_again(path: Path, model: str, sample: int, seed: int) -> Difference:
         StillroomError: the teacher cannot be loaded, or does not fit the cache.
     """
     cache = TeacherCache.open(path)
+    require_asked(cache)
     if not (path / "config.yaml").is_file():
         raise CacheError(
             f"{path}: has no config.yaml, so nobody knows how its teacher was asked; verify it"

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from small_dumps import Said, V, assert_says, import_files, save_tokenizer, say
 
 from pipeline.errors import ConfigError, DataError, MismatchError
+from pipeline.exchange.distillkit import Compression
 from pipeline.targets import UNLABELLED
 
 K = 12
@@ -132,6 +135,17 @@ def test_a_capture_without_its_config_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "data_0.parquet", capture(TEXTS, EXACT))
     with pytest.raises(ConfigError, match=r"format\.compression is missing"):
         import_files(tmp_path, "distillkit", file)
+
+
+@given(
+    d=st.sampled_from([2, 255, 256, 131_071, 131_072, 131_073, 151_670, 262_144, 2**20]),
+    data=st.data(),
+)
+def test_ids_of_any_width_are_those_that_were_packed(d: int, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, d - 1), min_size=1, max_size=9))
+    compression = Compression(d=d, k=len(ids), exact_k=len(ids))
+    packed = pack(np.array([ids, ids[::-1]]), (d - 1).bit_length())
+    assert compression.unpack_ids(packed).tolist() == [ids, ids[::-1]]
 
 
 def test_packed_documents_stay_apart(tmp_path: Path) -> None:

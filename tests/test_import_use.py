@@ -129,6 +129,32 @@ def test_a_teacher_is_not_asked_into_an_imported_cache(cache: TeacherCache) -> N
         cache_teacher(CacheConfig.model_validate(settings), progress=False)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["verify", "--teacher", "somebody/teacher"], ["add-signal", "--set", "hidden.layers=[1]"]],
+    ids=["verify", "add-signal"],
+)
+def test_nobody_asks_the_teacher_of_a_dump_again(
+    cache: TeacherCache, tmp_path: Path, command: list[str]
+) -> None:
+    name, *options = command
+    folders = [str(cache.path), *([str(tmp_path / "out")] if name == "add-signal" else [])]
+    done = CliRunner().invoke(app, [name, *folders, *options])
+    assert isinstance(done.exception, StillroomError)
+    assert "its targets were imported (axolotl" in str(done.exception)
+
+
+def test_a_view_of_it_is_exported_like_a_cache(cache: TeacherCache, tmp_path: Path) -> None:
+    for command in (
+        ["select", str(cache.path), str(tmp_path / "view"), "--where", "language=l1"],
+        ["export", str(tmp_path / "view"), "--output", str(tmp_path / "plain.parquet")],
+    ):
+        assert CliRunner().invoke(app, command).exit_code == 0
+    table = parquet.read_table(tmp_path / "plain.parquet")
+    assert set(table["language"].to_pylist()) == {"l1"}
+    assert len(table) == COUNT // 2
+
+
 def test_a_store_takes_an_import_and_gives_an_export(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "dump.jsonl", make_rows())
     here = import_files(tmp_path, "axolotl", file)
