@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from small_store import FAULTS, Rule
+from small_relay import FAULTS, Rule
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage import (
@@ -202,7 +202,7 @@ def test_a_path_passes_a_fork(place):
     """The parent has threads and connections of its own; the child makes its own."""
     write_bytes(place / "file", CONTENT)
     reader = RangeReader(place / "file", "digest")
-    reader.read_ahead(100, 200)
+    reader.read_ahead([(100, 200)])
     context = multiprocessing.get_context("fork")
     found = context.SimpleQueue()
     process = context.Process(target=_read_in_child, args=(place / "file", found))

@@ -4,7 +4,8 @@ import random
 import socket
 
 import pytest
-from small_store import FAULTS, Bucket, Rule
+from small_relay import FAULTS, Rule
+from small_store import Bucket
 
 from pipeline.errors import StoreError
 from pipeline.storage.patience import PatientFiles

@@ -53,9 +53,8 @@ class Ahead:
     def _fetch_shard(self, index: int, rows: Sequence[int], signals: Sequence[str]) -> None:
         shard = self._open(index)
         places = [shard.locate(row) for row in rows]
-        for number in sorted({number for number, _ in places}):
-            if self._is_new(index, number):
-                shard.read_ahead(number)
+        numbers = sorted({number for number, _ in places})
+        shard.read_ahead([number for number in numbers if self._is_new(index, number)])
         for name in signals:
             whole = self._manifest.signals[name].per == "example"
             blocks = {row // CHUNK_ROWS for row in rows} if whole else _blocks(shard, places)

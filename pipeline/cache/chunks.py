@@ -127,7 +127,7 @@ class ChunkReader:
         """Begin to fetch a chunk that will be read soon; raises what `read` does."""
         file, start, size = self._locate(name, block)
         if start != _ABSENT:
-            RangeReader(self._path / file, self._files[file][1]).read_ahead(start, size)
+            RangeReader(self._path / file, self._files[file][1]).read_ahead([(start, size)])
 
     def _locate(self, name: str, block: int) -> tuple[str, int, int]:
         """The file of a chunk, where it begins, _ABSENT if it is zeros, and its bytes."""

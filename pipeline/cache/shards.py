@@ -8,7 +8,8 @@ it is believed: a chunk that is missing would otherwise be read as zeros.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,6 @@ class Shard:
             self._rows = RangeReader(folder / ROWS, self.info.files[ROWS][1])
             self._schema = make_schema(draft)
             require_consistent(self.info, draft, int(folder.name))
-            self._ranking = Ranking.parse(self.info.frequent_ids, draft.num_classes)
             prefix = f"{HIDDEN}/"
             files = {
                 name.removeprefix(prefix): file
@@ -105,6 +105,10 @@ class Shard:
             self._hidden = BlockReader(folder / HIDDEN, draft.signals, files)
         except BROKEN as error:
             raise _name_damage(self._folder, error) from error
+
+    @cached_property
+    def _ranking(self) -> Ranking:
+        return Ranking.parse(self.info.frequent_ids, self._draft.num_classes)
 
     def locate(self, row: int) -> tuple[int, int]:
         """The record batch of a row of the shard, and the row inside it."""
@@ -124,10 +128,9 @@ class Shard:
         except BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 
-    def read_ahead(self, index: int) -> None:
-        """Begin to fetch a record batch that will be read soon."""
-        _, start, size, _ = self.info.batches[index]
-        self._rows.read_ahead(start, size)
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch record batches that will be read soon."""
+        self._rows.read_ahead([self.info.batches[index][1:3] for index in indices])
 
     def read_block_ahead(self, signal: str, block: int) -> None:
         """Begin to fetch 512 rows of a signal that will be read soon."""

@@ -69,6 +69,10 @@ class Kept:
         body, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         return body if _sum(body) == checksum else None
 
+    def holds(self, key: str) -> bool:
+        """Whether content is kept; it may have suffered."""
+        return self._at(key).is_file()
+
     def put(self, key: str, content: bytes) -> None:
         """Keep content, and let go of what was not used for longest."""
         if len(content) > self.limit // 16:

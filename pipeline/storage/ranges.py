@@ -5,8 +5,9 @@ read_ahead --threads--> on their way -> kept on this machine -> read -> memory
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.storage.kept import kept_ranges
 from pipeline.storage.places import is_local
 
 _THREADS = 8
+_TOGETHER = 4 * 2**20  # bytes that are asked for at once where they are neighbours
 _AHEAD_BYTES = 128 * 2**20  # on their way, or arrived and not asked for yet
 
 
@@ -55,17 +57,31 @@ class RangeReader:
             content = self._fetch(start, size)
         return content
 
-    def read_ahead(self, start: int, size: int) -> None:
-        """Begin to fetch bytes that will be read soon; nothing where they are near already."""
-        if self._whole is None and self.version is not None:
-            _ON_THEIR_WAY.begin(self._key(start, size), size, lambda: self._find_kept(start, size))
+    def read_ahead(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Begin to fetch parts, (start, size), that will be read soon; neighbours together, nothing
+        that is near already."""
+        if self._whole is not None or self.version is None:
+            return
+        kept = kept_ranges()
+        missing = [part for part in sorted(parts) if not kept.holds(self._key(*part))]
+        for run in _join(missing):
+            sizes = {self._key(*part): part[1] for part in run}
+            _ON_THEIR_WAY.begin(sizes, partial(self._fetch_run, run))
+
+    def _fetch_run(self, run: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The parts of one range by their keys."""
+        first = run[0][0]
+        whole = self._ask(first, sum(size for _, size in run))
+        pieces = {self._key(a, n): bytes(whole[a - first : a - first + n]) for a, n in run}
+        for key, piece in pieces.items():
+            kept_ranges().put(key, piece)
+        return {key: pa.py_buffer(piece) for key, piece in pieces.items()}
 
     def _find(self, start: int, size: int) -> Any:
         if self.version is None:
             return self._fetch(start, size)
-        return _ON_THEIR_WAY.take(
-            self._key(start, size), size, lambda: self._find_kept(start, size)
-        )
+        key = self._key(start, size)
+        return _ON_THEIR_WAY.take(key, size, lambda: self._find_kept(start, size))
 
     def _find_kept(self, start: int, size: int) -> Any:
         content = kept_ranges().get(self._key(start, size))
@@ -74,12 +90,16 @@ class RangeReader:
         return pa.py_buffer(content)
 
     def _fetch(self, start: int, size: int) -> Any:
-        remote: Any = self.path
-        content = remote.fs.cat_file(remote.path, start=start, end=start + size)
-        found = self._require(content, start, size)
+        content = self._ask(start, size)
         if self.version is not None:
             kept_ranges().put(self._key(start, size), content)
-        return found
+        return pa.py_buffer(content)
+
+    def _ask(self, start: int, size: int) -> bytes:
+        remote: Any = self.path
+        content: bytes = remote.fs.cat_file(remote.path, start=start, end=start + size)
+        self._require(content, start, size)
+        return content
 
     def _key(self, start: int, size: int) -> str:
         return f"{self.path} {self.version} {start} {size}"
@@ -130,15 +150,16 @@ class _OnTheirWay:
         self._coming: OrderedDict[str, tuple[Future[Any], int]] = OrderedDict()
         self._bytes = 0
 
-    def begin(self, key: str, size: int, fetch: Callable[[], Any]) -> None:
-        """Fetch on another thread, unless it is on its way."""
-        future = self._enter(key, size)
-        if future is None:
+    def begin(self, sizes: Mapping[str, int], fetch: Callable[[], Mapping[str, Any]]) -> None:
+        """Fetch on another thread what of these keys is not on its way."""
+        futures = {key: self._enter(key, size) for key, size in sizes.items()}
+        mine = {key: future for key, future in futures.items() if future is not None}
+        if not mine:
             return
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_THREADS, "stillroom-ahead")
-        self._pool.submit(_settle, future, fetch)
+        self._pool.submit(_settle_all, mine, fetch)
 
     def take(self, key: str, size: int, fetch: Callable[[], Any]) -> Any:
         """What is on its way, or is fetched now."""
@@ -173,6 +194,30 @@ def _settle(future: "Future[Any]", fetch: Callable[[], Any]) -> None:
         future.set_result(fetch())
     except BaseException as error:
         future.set_exception(error)
+
+
+def _settle_all(futures: "Mapping[str, Future[Any]]", fetch: Callable[[], Any]) -> None:
+    try:
+        found = fetch()
+    except BaseException as error:
+        for future in futures.values():
+            future.set_exception(error)
+    else:
+        for key, future in futures.items():
+            future.set_result(found[key])
+
+
+def _join(parts: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Runs of parts that touch, of at most so many bytes."""
+    run: list[tuple[int, int]] = []
+    for start, size in parts:
+        touches = bool(run) and run[-1][0] + run[-1][1] == start
+        if run and (not touches or start + size - run[0][0] > _TOGETHER):
+            yield run
+            run = []
+        run.append((start, size))
+    if run:
+        yield run
 
 
 _ON_THEIR_WAY = _OnTheirWay()

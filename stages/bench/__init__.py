@@ -28,6 +28,7 @@ from stages.bench.setting import QUICK, BenchConfig, Setting, prepare
 from stages.bench.spaces import list_sources, train_languages
 from stages.bench.speed import measure_capture, measure_training
 from stages.bench.storage import measure_reading, measure_sizes
+from stages.bench.stores import measure_stores
 from stages.bench.stream import measure_stream, show_scale
 from stages.quiet import quiet_libraries
 
@@ -58,6 +59,7 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         rows += clock.time("reads", partial(measure_reading, setting))
         streams, scale = clock.time("streams", partial(measure_stream, setting))
         rows += streams + scale_rows(scale)
+        rows += clock.time("object stores", partial(measure_stores, setting))
         clock.time("models for codecs", partial(train_languages, config))
         sources, points = clock.time("codecs", partial(measure_codecs, setting))
         rows += codec_rows(sources, points)
