@@ -188,6 +188,27 @@ def test_a_repaired_cache_is_continued_to_the_same_bytes(
     assert read_files(copy) == read_files(whole)
 
 
+@pytest.mark.parametrize("done", range(4))
+def test_a_repair_that_was_killed_is_made_good_by_the_next(
+    copy: Path, whole: Path, tmp_path: Path, done: int
+) -> None:
+    """Its steps in order: draft.json written, a shard.json removed, the other, manifest.json."""
+    for index in (1, 3):
+        flip(copy / f"shards/0000{index}/rows.arrow", np.random.default_rng(index))
+    mended = Path(shutil.copytree(copy, tmp_path / "mended"))
+    repair_cache(mended, verify_cache(mended))
+    shutil.copyfile(mended / "draft.json", copy / "draft.json")
+    for index in (1, 3)[:done]:
+        (copy / f"shards/0000{index}/shard.json").unlink()
+    if done == 3:
+        (copy / "manifest.json").unlink()
+    repair_cache(copy, verify_cache(copy))
+    assert CacheWriter(copy, DRAFT).finished == {0, 2}
+    write_cache(copy, DRAFT)
+    assert verify_cache(copy).findings == []
+    assert read_files(copy) == read_files(whole)
+
+
 def test_shards_of_other_settings_are_not_adopted_where_the_draft_is_lost(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     with pytest.raises(CacheError, match="written for other settings"):
