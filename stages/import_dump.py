@@ -27,6 +27,7 @@ from pipeline.storage import hash_file, scratch_folder, write_bytes, writing_fol
 from pipeline.tasks import TASKS
 from pipeline.tasks.causal_lm import CausalLM, count_ids
 from pipeline.teacher import Spool
+from stages.disk import count_shards, tells_of_disk
 from stages.drafting import tokenizer_identity
 from stages.import_reading import DumpReading, ImportConfig, list_files
 from stages.progress import RowProgress
@@ -34,6 +35,7 @@ from stages.quiet import quiet_libraries
 
 
 @quiet_libraries()
+@tells_of_disk(lambda config, *args, **kwargs: (config.output, count_shards(config.output)))
 def import_dump(config: ImportConfig, progress: bool = True) -> Path:
     """Read a dump into a cache and return its folder.
 

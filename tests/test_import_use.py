@@ -1,12 +1,13 @@
 """An imported cache is a cache: it is inspected, split, learned from, and says what it lacks."""
 
 import io
+import resource
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 from rich.console import Console
-from small_dumps import assert_says, import_files, say, write_lines
+from small_dumps import assert_says, import_files, save_tokenizer, say, write_lines
 from test_import_refusals import K, make_rows
 from typer.testing import CliRunner
 
@@ -142,6 +143,22 @@ def test_nobody_asks_the_teacher_of_a_dump_again(
     done = CliRunner().invoke(app, [name, *folders, *options])
     assert isinstance(done.exception, StillroomError)
     assert "its targets were imported (axolotl" in str(done.exception)
+
+
+def test_a_disk_that_refuses_is_told_in_one_line_and_gone_on_from(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "dump.jsonl", make_rows(40))
+    whole = import_files(tmp_path, "axolotl", file, shard_tokens=480)
+    again = tmp_path / "again"
+    save_tokenizer(again / "tokenizer")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StillroomError, match=r"cannot be written .* safe, make room"):
+            import_files(again, "axolotl", file, shard_tokens=480)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = import_files(again, "axolotl", file, shard_tokens=480)
+    assert found.manifest.digest == whole.manifest.digest
 
 
 def test_a_view_of_it_is_exported_like_a_cache(cache: TeacherCache, tmp_path: Path) -> None:
