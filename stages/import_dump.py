@@ -23,6 +23,7 @@ from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
 from pipeline.exchange import Facts, Findings, Space
 from pipeline.identity import digest_json
+from pipeline.safe_loading import NO_CODE
 from pipeline.storage import hash_file, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS
 from pipeline.tasks.causal_lm import CausalLM, count_ids
@@ -88,7 +89,8 @@ def _open_tokenizer(name: str) -> Any:
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ModelError(f"tokenizer: {name}: no such folder; give one, or a name on the hub")
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        found = str(folder) if folder.is_dir() else name
+        return AutoTokenizer.from_pretrained(found, **NO_CODE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
