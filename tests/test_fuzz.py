@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import TeacherCache
-from pipeline.cache.sizes import column_bytes
 from pipeline.errors import StillroomError
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,
@@ -75,7 +74,6 @@ def test_a_manifest_changed_anywhere_is_one_line_or_a_manifest(base: Path, rando
         try:
             cache = TeacherCache.open(base)
             assert len(cache.manifest.digest) == 64
-            column_bytes(cache)
         except StillroomError as error:
             assert "\n" not in str(error)
     finally:
