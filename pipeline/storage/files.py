@@ -214,8 +214,10 @@ def map_file(path: Path) -> Any:
 
 
 def _read_small(path: Path) -> bytes:
+    # Python takes as much memory as it is asked to read, here 64 MB for each shard.
+    most = min(_SMALL, path.stat().st_size) if is_local(path) else _SMALL
     with path.open("rb") as opened:
-        content = opened.read(_SMALL + 1)
+        content = opened.read(most + 1)
     if len(content) > _SMALL:
         raise OSError(f"more than {_SMALL:,} bytes")
     return content
