@@ -11,10 +11,8 @@ every core asks a batch of its own; a GPU is asked by one thread, which runs ahe
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,8 +20,8 @@ import numpy as np
 import torch
 
 from pipeline.cache import CacheWriter
-from pipeline.cache.checksums import sum_files
-from pipeline.cache.documents import read_json, write_sealed
+from pipeline.cache.sharing import Shards
+from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.examples import CachedExample, Example
 from pipeline.tasks.base import Batch
 from pipeline.teacher import (
@@ -39,64 +37,6 @@ from pipeline.teacher import (
 _WAITING_BYTES = 1 << 28  # answers that may wait for the disk
 
 
-@dataclass
-class CaptureLog:
-    """What a capture took, over all its sessions; kept in capture.json, out of the manifest.
-
-    Attributes:
-        path: capture.json.
-        teacher_files: see `describe_files`; tells whether the teacher was touched since.
-        sessions: one dict per session: seconds (all, from the first batch to the last byte),
-            forward_seconds (the model alone, its head included, the mean over the workers), tokens,
-            targets, examples, bytes (of the cache so far), device, dtype, workers, threads (of
-            all workers together), libraries (see `list_libraries`).
-    """
-
-    path: Path
-    teacher_files: dict[str, Any]
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path, teacher_files: dict[str, Any] | None = None) -> "CaptureLog":
-        """Read what stands, nothing where there is no file.
-
-        Args:
-            path: capture.json.
-            teacher_files: those of a new session, in place of the recorded ones.
-
-        Raises:
-            CacheError: it is damaged.
-        """
-        raw = read_json(path) if path.is_file() else {}
-        recorded = raw.get("teacher_files", {})
-        files = recorded if teacher_files is None else teacher_files
-        return cls(path, files, raw.get("sessions", []))
-
-    def total(self, name: str) -> float:
-        """The sum of a number over the sessions."""
-        return float(sum(session[name] for session in self.sessions))
-
-    def save(self) -> None:
-        """Write the sessions and their sums, and the checksum of the config they ran with."""
-        times = {name: self.total(name) for name in ("seconds", "forward_seconds")}
-        counts = {name: int(self.total(name)) for name in ("tokens", "targets", "examples")}
-        last = self.sessions[-1]
-        kept = {name: last[name] for name in ("bytes", "device", "dtype", "workers", "threads")}
-        content = {**times, **counts, **kept, "sessions": self.sessions}
-        content["files"] = sum_files(self.path.parent, "config.yaml", "teacher.json")
-        write_sealed(self.path, {**content, "teacher_files": self.teacher_files})
-
-    def summarise(self, cache: Path, size: int) -> str:
-        """One line about a finished capture of `size` bytes."""
-        seconds, tokens = max(self.total("seconds"), 1e-9), max(self.total("tokens"), 1.0)
-        share = 100.0 * self.total("forward_seconds") / seconds
-        return (
-            f"{cache}: {self.total('examples'):,.0f} examples, {tokens:,.0f} tokens in"
-            f" {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s, {share:.0f} % of it the"
-            f" teacher's forward pass), {size / 1e6:,.1f} MB, {size / tokens:.0f} B/token"
-        )
-
-
 @dataclass(frozen=True)
 class Capture:
     """One session of a capture.
@@ -110,8 +50,8 @@ class Capture:
         batch_tokens: tokens of a batch at most, padding included; a longer example goes alone.
         workers: batches that are asked at a time.
         seed: of the tail draws.
+        shards: those that are to be written.
         log: told after every shard.
-        require_place: called before a shard is committed; raises where another process took over.
         progress: told the tokens of every batch that was asked, and the bytes that are safe.
     """
 
@@ -123,12 +63,12 @@ class Capture:
     batch_tokens: int
     workers: int
     seed: int
+    shards: Shards
     log: CaptureLog
-    require_place: Callable[[], None]
     progress: Callable[[int, int], None]
 
     def run(self) -> None:
-        """Capture every shard that does not stand yet.
+        """Capture every shard that is wanted and does not stand yet.
 
         Raises:
             StillroomError: what the teacher or the writer found wrong; finished shards are safe.
@@ -146,21 +86,19 @@ class Capture:
             finally:
                 idle.put(teacher)
 
-        with (
-            one_thread_each(self.workers > 1),
-            Background(_Sink(self, session).write, self._depth()) as background,
-        ):
-            for answer in map_in_order(ask, self._questions(), self.workers):
-                background.put(answer)
-                tokens = sum(len(example.input_ids) for example in answer.captured.batch)
-                self.progress(tokens, session["bytes"])
+        sink = _Sink(self, session)
+        with one_thread_each(self.workers > 1):
+            for _ in self.shards.rounds():
+                with Background(sink.write, self._depth()) as background:
+                    for answer in map_in_order(ask, self._questions(), self.workers):
+                        background.put(answer)
+                        tokens = sum(len(example.input_ids) for example in answer.captured.batch)
+                        self.progress(tokens, session["bytes"])
 
     def _questions(self) -> Iterator["_Question"]:
-        """The batches of all shards that do not stand yet, shard by shard."""
+        """The batches of all shards that can be had now, shard by shard."""
         draft = self.writer.draft
-        for index in range(draft.num_shards):
-            if index in self.writer.finished:
-                continue
+        for index in self.shards.take():
             first, size = index * draft.shard_examples, draft.shard_size(index)
             batches = plan_batches(self.examples.lengths[first : first + size], self.batch_tokens)
             for number, rows in enumerate(batches):
@@ -199,8 +137,9 @@ class Capture:
             "workers": self.workers,
             "threads": torch.get_num_threads(),
             "libraries": list_libraries(),
+            "session": self.shards.session,
         }
-        self.log.sessions.append(session)
+        self.log.begin(session)
         return session
 
 
@@ -240,8 +179,9 @@ class _Sink:
                     tokens += len(example.input_ids)
                     targets += len(example.targets)
                     shard.add(example)
-                self._capture.require_place()
+                self._capture.shards.require_place()
             self._note(index, tokens, targets)
+            self._capture.shards.give_back(index)
 
     def _note(self, index: int, tokens: int, targets: int) -> None:
         capture, session = self._capture, self._session
@@ -263,11 +203,6 @@ def _in_order(answers: Iterable[_Answer]) -> Iterator[CachedExample]:
         while row in waiting:
             yield waiting.pop(row)
             row += 1
-
-
-def list_libraries() -> dict[str, str]:
-    """Versions of the packages whose code makes numbers and tokens."""
-    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
 
 
 def plan_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:

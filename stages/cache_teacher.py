@@ -8,7 +8,7 @@ that are missing; a finished one is compared with what is asked for and left as 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from pipeline.attention import name_attention
 from pipeline.cache import CacheWriter, Draft, TargetsSpec, write_head
 from pipeline.cache.codecs import Lossless
 from pipeline.cache.locks import Occupant, occupy
-from pipeline.capture import Capture, CaptureLog
+from pipeline.cache.sharing import Shards, parse_range
+from pipeline.capture import Capture
+from pipeline.capture_log import CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.errors import ConfigError, DataError, ModelError
 from pipeline.examples import Example
 from pipeline.sources import DataConfig, Rows, load_rows
-from pipeline.storage import Location, scratch_folder, write_bytes, writing_folder
+from pipeline.storage import Location, write_bytes, writing_folder
 from pipeline.tasks import TASKS, Task
 from pipeline.teacher import (
     CaptureSpec,
@@ -94,14 +96,27 @@ class Growth:
 
 @quiet_libraries()
 @tells_of_disk(lambda config, *args, **kwargs: (config.output, count_shards(config.output)))
-def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | None = None) -> Path:
+def cache_teacher(
+    config: CacheConfig,
+    progress: bool = True,
+    growth: Growth | None = None,
+    share: bool = False,
+    shard_range: str | None = None,
+) -> Path:
     """Run the teacher over the data and return the folder of the finished cache.
 
     Args:
+        config: what to do.
+        progress: whether to say how far it is.
         growth: of a cache that stands; None makes one by itself.
+        share: whether other processes may work on the same cache, if they share too: each takes
+            one shard after the other that nobody has, and the last one finishes the cache.
+        shard_range: which shards this process takes, as `parse_range` reads it, sharing the rest;
+            the cache is finished by whoever finds that all of them stand.
 
     Raises:
-        StillroomError: the data, teacher, settings or disk do not allow it (one line).
+        StillroomError: the data, teacher, settings or disk do not allow it, or another process is
+            at work there (one line).
     """
     config = _with_needs(config)
     output, console = config.output, Console(quiet=not progress)
@@ -113,16 +128,17 @@ def cache_teacher(config: CacheConfig, progress: bool = True, growth: Growth | N
     tokenizer = load_tokenizer(config.teacher)
     task = task.complete(load_settings(config.teacher), tokenizer)
     tell = partial(console.print, soft_wrap=True)
+    shared = share or shard_range is not None
     with ExitStack() as stack:
         if not _stands(output):
             # Without a lock where it stands: a finished cache may be on a disk that is read only.
-            here = stack.enter_context(occupy(output, "cache-teacher", tell=tell))
+            here = stack.enter_context(occupy(output, "cache-teacher", shared, tell))
         if _stands(output):
             manifest = require_same_content(config, task, rows, tokenizer)
             found = f"stands already, {manifest.totals.examples:,} examples; kept"
             tell(f"{output}: {found}")
         else:
-            _capture(config, task, rows, tokenizer, here, console, growth)
+            _capture(config, task, rows, tokenizer, here, console, growth, shard_range)
     remove_leftovers(output)
     return output
 
@@ -140,18 +156,20 @@ def _capture(
     here: Occupant,
     console: Console,
     growth: Growth | None,
+    shard_range: str | None,
 ) -> None:
-    """Ask the teacher about whatever is missing, and finish the cache."""
+    """Ask the teacher about whatever is missing, and finish the cache if nothing is any more."""
     output = config.output
-    teacher: Teacher | None = None
-    asked: Iterable[Mapping[str, Any]] = rows
-    if growth is None or growth.rows is None:
-        teacher, asked = _let_write(config, task, rows, tokenizer, console)
-    examples = task.examples(asked, tokenizer, config.data.carry)
-    spool = Spool.write(
-        scratch_folder(output) / "examples.arrow",
-        examples if growth is None else growth.choose(examples),
-    )
+    # The file in which texts wait is written, read and removed by one process at a time.
+    with here.hold("texts") if lets_write(task, config.data) else nullcontext():
+        if _stands(output):
+            return
+        teacher: Teacher | None = None
+        asked: Iterable[Mapping[str, Any]] = rows
+        if growth is None or growth.rows is None:
+            teacher, asked = _let_write(config, task, rows, tokenizer, console)
+        examples = task.examples(asked, tokenizer, config.data.carry)
+        spool = Spool.write(here.scratch, examples if growth is None else growth.choose(examples))
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
         _check_fit(teacher, task, tokenizer, spool)
@@ -159,15 +177,11 @@ def _capture(
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         if growth is not None:
             growth.check(draft)
-        writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher, spool))
-        log = CaptureLog.read(output / "capture.json", describe_files(config.teacher))
-        if 0 < len(writer.finished) < writer.draft.num_shards:
-            require_same_libraries(output, log)
-        write_bytes(output / "config.yaml", dump_config(config).encode())
-        with writing_folder(output / "tokenizer") as folder:
-            tokenizer.save_pretrained(folder)
-        if teacher.head is not None and spec.head:
-            write_head(output, teacher.head)
+        path, turn = output / "capture.json", partial(here.hold, "capture")
+        log = CaptureLog.read(path, describe_files(config.teacher), turn)
+        with here.hold("beginning"):
+            writer = _begin(config, draft, tokenizer, teacher, spec, spool, log)
+        wanted = None if shard_range is None else parse_range(shard_range, draft.num_shards)
         batch_tokens, workers = config.batch.resolve(teacher)
         with CaptureProgress(console, spool, writer) as bar:
             pad_id = tokenizer.pad_token_id or 0
@@ -180,16 +194,53 @@ def _capture(
                 batch_tokens=batch_tokens,
                 workers=workers,
                 seed=config.seed,
+                shards=Shards(writer, here, wanted),
                 log=log,
-                require_place=here.require,
                 progress=bar.advance,
             ).run()
+        _finish(config, writer, log, here)
+    finally:
+        spool.close()
+
+
+def _begin(
+    config: CacheConfig,
+    draft: Draft,
+    tokenizer: Any,
+    teacher: Teacher,
+    spec: CaptureSpec,
+    spool: Spool,
+    log: CaptureLog,
+) -> CacheWriter:
+    """The writer, and the files that stand beside the shards, unless the cache stands already."""
+    output = config.output
+    writer = CacheWriter(output, continue_draft(output, draft, tokenizer, teacher, spool))
+    if 0 < len(writer.finished) < writer.draft.num_shards:
+        require_same_libraries(output, log)
+    if not _stands(output):
+        write_bytes(output / "config.yaml", dump_config(config).encode())
+        with writing_folder(output / "tokenizer") as folder:
+            tokenizer.save_pretrained(folder)
+        if teacher.head is not None and spec.head:
+            write_head(output, teacher.head)
+    return writer
+
+
+def _finish(config: CacheConfig, writer: CacheWriter, log: CaptureLog, here: Occupant) -> None:
+    """Write index and manifest if all shards stand; of several processes one does."""
+    output = config.output
+    with here.hold("beginning"):  # whoever begins late must not write what is summed up now
+        missing = writer.list_missing()
+        if missing:
+            here.tell(
+                f"{output}: {len(missing)} of {writer.draft.num_shards} shards are missing, all"
+                " outside --shard-range; whoever writes the last of them finishes the cache"
+            )
+            return
         log.save()
         here.require()
         manifest = writer.finish()
-    finally:
-        spool.close()
-    console.print(log.summarise(output, manifest.totals.bytes), soft_wrap=True)
+    here.tell(log.summarise(output, manifest.totals.bytes))
 
 
 def _let_write(

@@ -40,7 +40,16 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder t
 
 
 @app.command("cache-teacher")
-def cache_teacher_command(config: Config, set_: Overrides = None) -> None:
+def cache_teacher_command(
+    config: Config,
+    set_: Overrides = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Any number of processes, here or elsewhere, at once.")
+    ] = False,
+    shard_range: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Shards A up to B alone; others take others.")
+    ] = None,
+) -> None:
     """Run the teacher once over a data set and keep its targets.
 
     Example: stillroom cache-teacher demo --set targets.top_k=32
@@ -48,7 +57,8 @@ def cache_teacher_command(config: Config, set_: Overrides = None) -> None:
     from pipeline.config import load_config
     from stages.cache_teacher import CacheConfig, cache_teacher
 
-    cache_teacher(load_config(CacheConfig, find_config("cache", config), set_ or []))
+    parsed = load_config(CacheConfig, find_config("cache", config), set_ or [])
+    cache_teacher(parsed, share=share, shard_range=shard_range)
 
 
 @app.command("train-student")

@@ -26,7 +26,7 @@ from pipeline.cache import (
     require_same,
 )
 from pipeline.cache.documents import read_json
-from pipeline.capture import CaptureLog, list_libraries
+from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.config import canonical_json, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError, StillroomError
 from pipeline.examples import Example

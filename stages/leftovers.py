@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.cache.locks import LOCKS, occupy
-from pipeline.cache.manifest import DRAFT
+from pipeline.cache.manifest import DRAFT, MANIFEST
 from pipeline.errors import CacheError
 from pipeline.storage import scratch_folder
 
@@ -24,9 +24,17 @@ def find_leftovers(cache: Path) -> list[Path]:
 def remove_leftovers(cache: Path) -> None:
     """Remove them, and the locks of the dead; whoever still works there does so itself.
 
-    A cache that cannot be written keeps them: they harm nobody.
+    A cache that cannot be written keeps them: they harm nobody. One that is not finished yet needs
+    them.
     """
+    if not (cache / MANIFEST).is_file():
+        return
     if find_leftovers(cache) or (cache / LOCKS).exists():
-        with suppress(CacheError, OSError), occupy(cache, "cache-teacher"):
+        # Beside others, so that one that begins now is not refused: it finds the manifest.
+        with (
+            suppress(CacheError, OSError),
+            occupy(cache, "cache-teacher", shared=True) as here,
+            here.hold("texts"),
+        ):
             for file in find_leftovers(cache):
                 file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from golden_cache import describe_example
 
 from pipeline.cache import Draft, Signal, TargetsSpec, TeacherCache, read_bases, write_head
 from pipeline.cache.verifying import Depth, verify_cache
-from pipeline.capture import CaptureLog
+from pipeline.capture_log import CaptureLog
 from pipeline.errors import CacheError
 from pipeline.heads import OutputHead
 

@@ -1,6 +1,5 @@
 """Whoever works on a cache keeps others out or shares with them, and nobody waits for the dead."""
 
-import multiprocessing
 import subprocess
 import threading
 import time
@@ -11,15 +10,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from processes import PROCESSES
 
 from pipeline.cache.exclusive import create_exclusively
 from pipeline.cache.locks import LOCKS, Occupant, occupy
 from pipeline.cache.owners import Owner
 from pipeline.errors import CacheError
-
-# One process imports the house once, and every worker is forked from it.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.cache.locks"])
 
 
 def hold_shard(cache: Path, shared: bool, pipe: Connection) -> None:

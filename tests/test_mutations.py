@@ -31,7 +31,7 @@ from small_words import make_bert_config, make_sentences, make_tagger
 from transformers import BertForMaskedLM, BertModel
 
 from pipeline.cache import CacheWriter, Draft, TeacherCache, digest_set, read_manifest
-from pipeline.capture import CaptureLog, list_libraries
+from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.errors import CacheError, MismatchError, StillroomError
 from pipeline.sentences import SentenceHead
 from pipeline.targets import Targets

@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.cache.exclusive import create_exclusively
 from pipeline.cache.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
 from pipeline.errors import CacheError, StoreError
-from pipeline.storage import remove_folder, write_bytes
+from pipeline.storage import is_local, remove_folder, scratch_folder, write_bytes
 
 LOCKS = "locks"
 _GATE = "gate"
@@ -65,6 +65,7 @@ class Occupant:
     Attributes:
         cache: the folder.
         owner: this process.
+        tell: given one line of what the user should know.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Occupant:
     ) -> None:
         self.cache = cache
         self.owner = owner
-        self._tell = tell
+        self.tell = tell
         self._patience = patience
         self._folder = cache / LOCKS
         self._witness = Witness(patience)
         self._told: set[str] = set()
+        self._alone = False  # then nothing needs to be claimed
         self._writing = threading.Lock()
         self._leaving = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="stillroom-heartbeat", daemon=True)
@@ -94,6 +96,7 @@ class Occupant:
                 if not others:
                     self._sweep()
                 self._write(admitted=True)
+            self._alone = not self.owner.shared
         except OSError as error:
             raise CacheError(
                 f"{self._folder}: cannot be written ({error.strerror or error}); nothing was"
@@ -102,6 +105,7 @@ class Occupant:
 
     def leave(self) -> None:
         """Give everything back, and remove the folder if nobody else is there."""
+        self._alone = False
         self._leaving.set()
         if self._heart.ident is not None:
             self._heart.join()
@@ -112,11 +116,13 @@ class Occupant:
                     if not self._find_others(waiting=False):
                         self._sweep()
         with suppress(OSError, StoreError):
-            self._file.unlink(missing_ok=True)
+            _remove(self._file)
             remove_folder(self._folder)
 
     def claim(self, name: str) -> bool:
         """Take a piece of work; False where somebody has it who lives, or may."""
+        if self._alone:
+            return True
         while True:
             chain = self._follow(name)
             last = chain[-1] if chain else None
@@ -129,15 +135,17 @@ class Occupant:
                 continue
             if self._follow(name)[-1:] == [self.owner.token]:
                 return True
-            mine.unlink(missing_ok=True)  # its owner was gone before we came
+            _remove(mine)  # its owner was gone before we came
 
     def release(self, name: str) -> None:
         """Give a piece of work back, unless it was taken over."""
+        if self._alone:
+            return
         chain = self._follow(name)
         if chain[-1:] != [self.owner.token]:
             return
         for end in ("", *(f".{token}" for token in chain[:-1])):  # free from the first one on
-            (self._folder / f"{name}{end}").unlink(missing_ok=True)
+            _remove(self._folder / f"{name}{end}")
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -161,6 +169,12 @@ class Occupant:
                 f"{self.cache}: was taken over by another process, or removed, while this one gave"
                 " no sign of life; finished shards are safe, run the same command again to continue"
             )
+
+    @property
+    def scratch(self) -> Path:
+        """A file of this process alone, which goes with the folder at the latest."""
+        folder = self._folder if is_local(self.cache) else scratch_folder(self.cache)
+        return folder / f"{self.owner.token}.arrow"
 
     @property
     def _file(self) -> Path:
@@ -205,8 +219,9 @@ class Occupant:
             waiting: for a sign of life of those that may be dead; else they count as living.
         """
         found, pauses = [], lengthen_pauses()
-        for file in sorted(self._folder.glob(f"*{_OWNER}")):
-            while file != self._file and (content := _read(file)) is not None:
+        for file in self._folder.iterdir():
+            is_other = file.name.endswith(_OWNER) and file.name != self._file.name
+            while is_other and (content := _read(file)) is not None:
                 owner = Owner.parse(content)
                 if owner is None or not owner.admitted:
                     break
@@ -217,7 +232,7 @@ class Occupant:
                     continue
                 if alive is False:
                     self._tell_of(owner)
-                    file.unlink(missing_ok=True)
+                    _remove(file)
                 else:
                     found.append(owner)
                 break
@@ -227,19 +242,19 @@ class Occupant:
         """Remove what dead processes left; only while nobody else is admitted."""
         gate = {_GATE, *(f"{_GATE}.{token}" for token in self._follow(_GATE))}
         for file in list(self._folder.iterdir()):
-            if file == self._file or file.name in gate:
+            if file.name == self._file.name or file.name in gate:
                 continue
             content = _read(file) if file.name.endswith(_OWNER) else None
             owner = None if content is None else Owner.parse(content)
             if owner is None or self._witness.is_alive(owner) is False:
-                file.unlink(missing_ok=True)
+                _remove(file)
 
     def _tell_of(self, owner: Owner, what: str = "") -> None:
         line = f"{self.cache}: {owner}, at work since {owner.since}, "
         line += what or "has died; its place is taken over"
         if line not in self._told:
             self._told.add(line)
-            self._tell(line)
+            self.tell(line)
 
     def _refuse(self, owner: Owner) -> CacheError:
         way = "wait until it has ended"
@@ -263,3 +278,8 @@ def _read(file: Path) -> bytes | None:
         return file.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _remove(file: Path) -> None:
+    with suppress(FileNotFoundError):
+        file.unlink()

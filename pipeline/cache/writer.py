@@ -21,6 +21,7 @@ from pipeline.cache.manifest import (
     MANIFEST,
     Draft,
     Manifest,
+    ShardInfo,
     Totals,
     read_draft,
     read_manifest,
@@ -69,17 +70,39 @@ class CacheWriter:
         else:
             remedy = "Cache the teacher again into another folder, or go back to those settings"
             require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
-        projected = [name for name, signal in draft.signals.items() if signal.projection]
-        self._bases = Bases(path, projected)
-        self.finished = self._find_finished()
-        self._bytes = sum(read_shard(shard_folder(path, i)).bytes for i in self.finished)
+        self._projected = [name for name, signal in draft.signals.items() if signal.projection]
+        self._bases = Bases(path, self._projected)
+        self.finished: set[int] = set()
+        self._bytes = 0
         self._current: ShardWriter | None = None
+        self._find_finished()
 
     @property
     def bytes_written(self) -> int:
         """Bytes of the shards that stand and of the rows of the one under way."""
         current = self._current
         return self._bytes + (current.bytes_written if current else 0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any shard may be written; else shard 0 comes first, which projections are fitted
+        to, here or in another process."""
+        if not self._bases.complete:
+            self._bases = Bases(self.path, self._projected)
+        return self._bases.complete
+
+    def stands(self, index: int) -> bool:
+        """Whether a shard need not be written, as it is there whole."""
+        if index in self.finished:
+            return True
+        folder = shard_folder(self.path, index)
+        if self.ready and (folder / SHARD).is_file():
+            self._note_whole(index, list_files(folder))
+        return index in self.finished
+
+    def list_missing(self) -> list[int]:
+        """The shards that do not stand, ascending."""
+        return [index for index in range(self.draft.num_shards) if not self.stands(index)]
 
     @contextmanager
     def shard(self, index: int) -> Iterator[ShardWriter]:
@@ -90,7 +113,7 @@ class CacheWriter:
         """
         if index in self.finished or not 0 <= index < self.draft.num_shards:
             raise ValueError(f"shard {index} is finished or outside {self.draft.num_shards}")
-        if index and not self._bases.complete:
+        if index and not self.ready:
             raise ValueError("shard 0 comes first: projections are fitted to it")
         folder = shard_folder(self.path, index)
         try:
@@ -107,8 +130,7 @@ class CacheWriter:
                 f"{folder}: cannot be written ({error.strerror or error}); {len(self.finished)} of"
                 f" {self.draft.num_shards} shards are safe, run the same command again to continue"
             ) from error
-        self.finished.add(index)
-        self._bytes += read_shard(folder).bytes
+        self._note(index, read_shard(folder))
 
     def finish(self) -> Manifest:
         """Write the index and, last, manifest.json; nothing where it stands already.
@@ -119,7 +141,7 @@ class CacheWriter:
         """
         if (self.path / MANIFEST).is_file():
             return read_manifest(self.path)
-        missing = sorted(set(range(self.draft.num_shards)) - self.finished)
+        missing = self.list_missing()
         if missing:
             raise CacheError(
                 f"{self.path}: {len(missing)} of {self.draft.num_shards} shards are missing, the"
@@ -142,23 +164,28 @@ class CacheWriter:
         self._require_own()
         return None
 
-    def _find_finished(self) -> set[int]:
+    def _find_finished(self) -> None:
+        """Note all shards that stand, by one listing."""
         if not self._bases.complete:  # lost, so what they were projected with is lost too
-            return set()
-        names = list_files(self.path / "shards")
-        shards = (shard_folder(self.path, index) for index in range(self.draft.num_shards))
-        return {
-            index
-            for index, folder in enumerate(shards)
-            if f"{folder.name}/{SHARD}" in names and self._is_whole(folder, names)
-        }
+            return
+        found = list_files(self.path / "shards")
+        for index in range(self.draft.num_shards):
+            name = shard_folder(self.path, index).name
+            if f"{name}/{SHARD}" in found:
+                self._note_whole(index, found, f"{name}/")
 
-    def _is_whole(self, folder: Path, found: Mapping[str, int]) -> bool:
+    def _note_whole(self, index: int, found: Mapping[str, int], prefix: str = "") -> None:
+        """Note a shard that has its shard.json, if all the files of which it speaks are there."""
         try:
-            sizes = {name: size for name, (size, _) in read_shard(folder).files.items()}
+            info = read_shard(shard_folder(self.path, index))
         except CacheError:  # a damaged one is written again
-            return False
-        return all(found.get(f"{folder.name}/{name}") == size for name, size in sizes.items())
+            return
+        if all(found.get(prefix + name) == size for name, (size, _) in info.files.items()):
+            self._note(index, info)
+
+    def _note(self, index: int, info: ShardInfo) -> None:
+        self.finished.add(index)
+        self._bytes += info.bytes
 
     def _require_own(self) -> None:
         """Where the draft was lost with a damaged manifest, the shards know it by its digest."""

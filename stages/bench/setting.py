@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from pipeline.cache import TargetsSpec, TeacherCache
-from pipeline.capture import CaptureLog
+from pipeline.capture_log import CaptureLog
 from pipeline.config import StrictModel, load_config
 from pipeline.examples import Example
 from pipeline.sources import DataConfig, load_rows

@@ -1,0 +1,109 @@
+"""The shards that a process is to write: of its range those that do not stand, one at a time.
+
+    rounds() -> take() -- claim --> write -- give_back() -->     until all of them stand
+
+Beside others each shard is claimed before the teacher is asked about it, so that none is asked
+twice. What others have claimed is waited for, and claimed if they die.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from pipeline.cache.locks import Occupant, lengthen_pauses
+from pipeline.cache.writer import CacheWriter
+from pipeline.errors import ConfigError
+
+
+class Shards:
+    """What is to be written, shard by shard.
+
+    Attributes:
+        wanted: their numbers, ascending.
+    """
+
+    def __init__(self, writer: CacheWriter, here: Occupant, wanted: range | None = None) -> None:
+        """Plan the work.
+
+        Args:
+            writer: knows which shards stand.
+            here: this process.
+            wanted: only these; all by default.
+        """
+        self._writer = writer
+        self._here = here
+        self.wanted: Sequence[int] = range(writer.draft.num_shards) if wanted is None else wanted
+
+    @property
+    def session(self) -> str:
+        """A name for this piece of work that no other has."""
+        return self._here.owner.token
+
+    def rounds(self) -> Iterator[None]:
+        """Come back whenever there may be shards to take, until all that are wanted stand."""
+        pauses = lengthen_pauses()
+        told = False
+        while self._missing():
+            yield
+            self.require_place()
+            missing = self._missing()
+            if missing:
+                if not told:
+                    self._here.tell(
+                        f"{self._writer.path}: waits for {len(missing)} shards that other"
+                        " processes have claimed"
+                    )
+                told = True
+                time.sleep(next(pauses))
+
+    def take(self) -> Iterator[int]:
+        """Claim one shard after the other, each when it is asked for; those of others are left."""
+        for index in self._order():
+            if self._writer.stands(index):
+                continue
+            if not self._here.claim(_name(index)):
+                if self._writer.ready:
+                    continue
+                return  # shard 0, which all others need
+            if self._writer.stands(index):  # since we looked
+                self.give_back(index)
+                continue
+            yield index
+
+    def give_back(self, index: int) -> None:
+        """Let go of a shard that stands."""
+        self._here.release(_name(index))
+
+    def require_place(self) -> None:
+        """Make sure that nobody took this process for dead; see `Occupant.require`."""
+        self._here.require()
+
+    def _order(self) -> Iterator[int]:
+        if not self._writer.ready and 0 not in self.wanted:
+            yield 0
+        yield from self.wanted
+
+    def _missing(self) -> list[int]:
+        return [index for index in self.wanted if not self._writer.stands(index)]
+
+
+def parse_range(text: str, count: int) -> range:
+    """Read `A:B`, the shards from A up to B, B not among them; either may be left out.
+
+    Raises:
+        ConfigError: no such range, or none of its shards is among `count`.
+    """
+    first, colon, last = text.partition(":")
+    numbers = [first or "0", last or str(count)]
+    if not colon or not all(number.isascii() and number.isdigit() for number in numbers):
+        raise ConfigError(f"--shard-range {text}: is no range; give it as 0:100, 100: or :100")
+    found = range(int(numbers[0]), min(int(numbers[1]), count))
+    if not found:
+        raise ConfigError(
+            f"--shard-range {text}: holds none of the cache's {count:,} shards, which are"
+            f" 0:{count}; the second number is not among them"
+        )
+    return found
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}"
