@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,6 +226,19 @@ def test_a_path_passes_a_fork(place):
 def test_addresses_that_cannot_be_opened_are_told(address, message):
     with pytest.raises(ConfigError, match=message):
         as_path(address)
+
+
+def test_a_hub_that_cannot_be_reached_is_told():
+    program = (
+        "from pipeline.storage import as_path\n"
+        "as_path('hf://datasets/somebody/caches/first/manifest.json').read_bytes()"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "STILLROOM_STORE_PATIENCE": "0.1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    told = done.stderr.splitlines()[-1]
+    assert "StoreError: hf://datasets/somebody/caches/first/manifest.json: cannot be" in told
+    assert "offline mode" in told and "tries in" in told
 
 
 def test_addresses_of_every_kind_are_paths(tmp_path):
