@@ -5,10 +5,12 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 from pyarrow import parquet
 from rich.console import Console
 from small_dumps import assert_says, import_files, save_tokenizer, say, write_lines
 from test_import_refusals import K, make_rows
+from test_independent_reader import require_same_reading
 from typer.testing import CliRunner
 
 from pipeline.cache import TeacherCache
@@ -52,6 +54,11 @@ def test_files_name_the_splits_and_columns_are_carried(cache: TeacherCache) -> N
     assert (len(cache.split_indices("train")), len(cache.split_indices("test"))) == (8, 4)
     assert list(cache.group("language")) == ["l0", "l1"]
     assert_says(cache, 9, say(9), K, 1e-5)
+
+
+def test_a_reader_written_from_the_page_reads_short_rows(cache: TeacherCache) -> None:
+    assert (cache[3].targets.logits[2] == -torch.inf).sum() == K - 1
+    require_same_reading(cache.path)
 
 
 def test_a_student_learns_from_it(cache: TeacherCache, tmp_path: Path) -> None:

@@ -10,12 +10,7 @@ from pipeline.losses import Loss
 from pipeline.losses.numbers import NumberLoss
 from pipeline.targets import SparseDistribution, Targets
 
-# Sorted probabilities have a place for each of K, whatever is in it.
-LOSSES = [
-    loss
-    for loss in all_losses()
-    if not isinstance(loss, NumberLoss) and loss.reads_teacher and loss.name != "uld"
-]
+LOSSES = [loss for loss in all_losses() if not isinstance(loss, NumberLoss) and loss.reads_teacher]
 
 
 def pad(targets: Targets) -> Targets:

@@ -75,8 +75,13 @@ class ULD(LogitLoss):
                 " teacher with targets.top_k above 0"
             )
         teacher = targets.at(self.temperature)
-        first = teacher.log_probs.exp().sort(dim=1, descending=True).values
+        ordered = teacher.log_probs.sort(dim=1, descending=True).values
+        first = ordered.exp()
         mine = self._sort_student(student.logits, first.shape[1])
+        absent = functional.pad(ordered == -torch.inf, (0, 1))  # padding of short rows
+        mine = mine.masked_fill(absent, 0.0) + functional.pad(
+            (mine * absent).sum(dim=1, keepdim=True), (first.shape[1], 0)
+        )
         theirs = torch.cat([first, teacher.tail_mass[:, None]], dim=1).to(mine)
         values = self.temperature * (theirs - mine).abs().sum(dim=1)
         return weigh(values, self.weights(knowledge))
