@@ -26,17 +26,18 @@ with atheris.instrument_imports(include=["pipeline.cache"]):
 
     from pipeline.cache.chunks import ChunkReader
     from pipeline.cache.codecs.ranking import Ranking
-    from pipeline.cache.documents import read_json
+    from pipeline.cache.documents import SEAL, write_sealed
     from pipeline.cache.groups import read_groups
     from pipeline.cache.ids import IdIndex
     from pipeline.cache.index import RowRuns, read_table, require_runs
-    from pipeline.cache.manifest import read_manifest, read_shard
+    from pipeline.cache.manifest import Draft, read_draft, read_manifest, read_shard
     from pipeline.cache.messages import BROKEN, read_plain
     from pipeline.cache.output_head import read_head
     from pipeline.cache.projection import read_bases
     from pipeline.cache.record_batch import Batch
     from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
     from pipeline.cache.signals import list_arrays
+    from pipeline.cache.view_file import read_view_file
 
 from pipeline.errors import StillroomError
 from pipeline.storage import hash_file
@@ -63,6 +64,8 @@ class Parsers:
             ("shards/00000/hidden.zarr/layer.0/c/0/0", self.read_chunks),
             ("projections.safetensors", self.read_bases),
             ("head.safetensors", self.read_head),
+            ("draft.json", self.read_draft),
+            ("view.json", self.read_view),
         ]
 
     def _write(self, name: str, content: bytes) -> Path:
@@ -71,16 +74,35 @@ class Parsers:
         file.write_bytes(content)
         return file
 
+    def _seal(self, name: str, content: bytes) -> None:
+        """Write a document with its checksum mended; what is none stays as it is."""
+        file = self._write(name, content)
+        try:
+            raw = json.loads(content)
+            raw.pop(SEAL, None)
+            write_sealed(file, raw)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            return
+
+    def read_draft(self, content: bytes) -> None:
+        """JSON to a draft, every key of it."""
+        self._seal("draft.json", content)
+        assert make_schema(read_draft(self.folder))
+
+    def read_view(self, content: bytes) -> None:
+        """JSON to what a view says."""
+        self._seal("view.json", content)
+        assert len(read_view_file(self.folder).digest) == 64
+
     def read_manifest(self, content: bytes) -> None:
         """JSON to a manifest."""
-        file = self._write("manifest.json", content)
-        read_json(file)
+        self._seal("manifest.json", content)
         manifest = read_manifest(self.folder)
         assert len(manifest.digest) == 64 and make_schema(manifest)
 
     def read_shard(self, content: bytes) -> None:
         """JSON to what a shard says."""
-        self._write("shard.json", content)
+        self._seal("shard.json", content)
         info = read_shard(self.folder)
         assert info.bytes >= 0
         Ranking.parse(info.frequent_ids, 300)
@@ -142,7 +164,12 @@ class Parsers:
         rows = "shards/00000/rows.arrow"
         info = json.loads(self.files["shards/00000/shard.json"])
         _, start, size, _ = info["batches"][0]
-        contents = {name: self.files[name] for name, _ in self.all}
+        source = {"path": "../base", "digest": "0" * 64, "rows": "1" * 64}
+        view = {"version": 1, "parts": [{**source, "overlays": [{**source, "targets": True}]}]}
+        draft = json.loads(self.files["manifest.json"])
+        draft = {key: value for key, value in draft.items() if key in Draft.model_fields}
+        made = {"draft.json": json.dumps(draft).encode(), "view.json": json.dumps(view).encode()}
+        contents = {name: made.get(name, self.files.get(name, b"")) for name, _ in self.all}
         contents[rows] = contents[rows][start : start + size]
         return [bytes([i]) + contents[name] for i, (name, _) in enumerate(self.all)]
 
