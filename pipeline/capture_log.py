@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import read_json, write_sealed
+from pipeline.errors import CacheError
 
 
 @dataclass
@@ -52,7 +53,11 @@ class CaptureLog:
         raw = read_json(path) if path.is_file() else {}
         recorded = raw.get("teacher_files", {})
         files = recorded if teacher_files is None else teacher_files
-        return cls(path, files, raw.get("sessions", []), turn)
+        sessions = raw.get("sessions", [])
+        known = isinstance(sessions, list) and all(isinstance(one, dict) for one in sessions)
+        if not known or not isinstance(files, dict):
+            raise CacheError(f"{path}: its sessions are no objects; remove it, nothing hangs on it")
+        return cls(path, files, sessions, turn)
 
     def begin(self, session: dict[str, Any]) -> None:
         """Add a session of this process; what is in it is recorded whenever the log is saved."""

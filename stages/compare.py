@@ -3,7 +3,7 @@
 run folders -> results and curves, their teachers, their caches -> Comparison -> table, page
 """
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.cache import Manifest, TeacherCache, list_sources
+from pipeline.cache.documents import read_json
 from pipeline.cache.sizes import column_bytes
 from pipeline.errors import CacheError, StillroomError
 from pipeline.metrics import Metric
@@ -178,6 +179,18 @@ def _read_caches(runs: Sequence[RunReport]) -> tuple[list[CacheReport], list[str
     return caches, notes
 
 
+def _read_times(capture: Path) -> dict[str, float] | None:
+    """The sums of a capture.json, which anybody may have written; None where they are none."""
+    try:
+        raw = read_json(capture)
+    except CacheError:
+        return None
+    found = {name: raw.get(name) for name in (*_TIMED, "tokens")}
+    numbers = {name: x for name, x in found.items() if isinstance(x, int | float)}
+    sums = {name: float(x) for name, x in numbers.items() if math.isfinite(x) and x >= 0}
+    return sums if len(sums) == len(found) else None
+
+
 def _read_cache(path: Path, digest: str) -> CacheReport | str:
     """The report of a cache, or why there is none."""
     try:
@@ -191,7 +204,9 @@ def _read_cache(path: Path, digest: str) -> CacheReport | str:
         capture = source.cache.path / "capture.json"
         if not capture.is_file():
             return f"{capture} is missing, so nobody knows how long it took"
-        took = json.loads(capture.read_text(encoding="utf-8"))
+        took = _read_times(capture)
+        if took is None:
+            return f"{capture} makes no sense, so nobody knows how long it took"
         # A session that was killed while it wrote its last line is in the cache but not timed.
         untimed = source.cache.manifest.totals.tokens / max(took["tokens"], 1)
         timing = {name: timing[name] + took[name] * untimed * source.share for name in _TIMED}

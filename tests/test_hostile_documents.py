@@ -14,6 +14,7 @@ from pipeline.cache import TeacherCache
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.manifest import read_shard
 from pipeline.cache.names import require_inside
+from pipeline.capture_log import CaptureLog
 from pipeline.errors import CacheError, StillroomError
 from pipeline.runs import read_result
 from stages.inspect import inspect
@@ -167,3 +168,16 @@ def test_a_result_that_makes_no_sense_is_one_line(tmp_path: Path, damage: str) -
     with pytest.raises(StillroomError, match=r"result\.json: ") as caught:
         read_result(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"sessions": 3}', '{"sessions": [3]}', "{"])
+def test_a_capture_log_that_makes_no_sense_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "capture.json").write_text(content)
+    with pytest.raises(CacheError, match=r"capture\.json: "):
+        CaptureLog.read(tmp_path / "capture.json")
+
+
+def test_a_shard_of_a_newer_format_is_refused_with_what_to_do(copy: Path) -> None:
+    change(copy / "shards" / "00000" / "shard.json", "requires", ["jars"])
+    with pytest.raises(CacheError, match=r"requires jars, .*install a newer Stillroom"):
+        read_shard(copy / "shards" / "00000")
