@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import google_crc32c
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from pipeline.cache import TeacherCache, read_bases
 from pipeline.cache.messages import read_buffers, require_bounded
 from pipeline.cache.sizes import column_bytes
 from pipeline.errors import CacheError
+from pipeline.storage import as_path, local_folder, write_bytes
 
 ROWS = "shards/00000/rows.arrow"
 
@@ -219,3 +221,17 @@ def test_a_whole_cache_is_read_as_it_was(base: Path, copy: Path) -> None:
     assert read_files(copy) == read_files(base)
     for row in range(len(TeacherCache.open(copy))):
         assert dict(TeacherCache.open(copy)[row].hidden)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/etc/evil", "a\\..\\evil"])
+def test_a_store_whose_keys_climb_is_copied_nowhere(name: str) -> None:
+    folder = as_path("memory://hostile-keys/tokenizer")
+    write_bytes(folder / "tokenizer.json", b"{}")
+    store = fsspec.filesystem("memory").store
+    store[f"/hostile-keys/tokenizer/{name}"] = store["/hostile-keys/tokenizer/tokenizer.json"]
+    try:
+        with pytest.raises(CacheError, match="which leads out of it"):
+            local_folder(folder)
+    finally:
+        for key in [key for key in store if key.startswith("/hostile-keys")]:
+            del store[key]

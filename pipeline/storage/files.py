@@ -186,14 +186,22 @@ def remove_folder(path: Path) -> None:
 
 
 def list_files(path: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path below it; of a store, by one listing."""
+    """Bytes of every file below a folder, by its path below it; of a store, by one listing.
+
+    Raises:
+        CacheError: a store lists a name that would lead out of a folder of this machine.
+    """
     if is_local(path):
         files = (file for file in path.rglob("*") if file.is_file())
         return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
     remote: Any = path
     found = remote.fs.find(remote.path, detail=True)
     root = remote.path.rstrip("/") + "/"
-    return {name.removeprefix(root): entry["size"] for name, entry in found.items()}
+    names = {name: name.removeprefix(root) for name in found}
+    for name in names.values():  # a key of a store may hold anything
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+            raise CacheError(f"{path}: lists {name[:80]!r}, which leads out of it; copy it by hand")
+    return {names[name]: entry["size"] for name, entry in found.items()}
 
 
 def local_folder(path: Path) -> Path:
