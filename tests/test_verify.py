@@ -155,6 +155,21 @@ def test_an_unfinished_cache_says_what_stands(tmp_path: Path) -> None:
     assert CacheWriter(tmp_path, DRAFT).finished == {0}
 
 
+def test_projections_of_an_unfinished_cache_are_compared_with_its_shards(
+    whole: Path, tmp_path: Path
+) -> None:
+    write_shards(CacheWriter(tmp_path, DRAFT), make_examples(DRAFT), [0, 1])
+    good = (tmp_path / "projections.safetensors").read_bytes()
+    (tmp_path / "projections.safetensors").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    report = verify_cache(tmp_path)
+    assert told(report) == ["projections.safetensors: is not what the shards were projected with"]
+    assert CacheWriter(tmp_path, DRAFT).finished == set()  # by itself too
+    write_cache(tmp_path, DRAFT)
+    assert (tmp_path / "projections.safetensors").read_bytes() == good
+    shards = [path.relative_to(whole) for path in whole.glob("shards/*/shard.json")]
+    assert all((tmp_path / name).read_bytes() == (whole / name).read_bytes() for name in shards)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "one shard": lambda copy: flip(copy / "shards/00001/rows.arrow", np.random.default_rng(0)),
     "the last shard": lambda copy: shutil.rmtree(copy / "shards/00003"),

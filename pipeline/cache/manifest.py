@@ -141,6 +141,7 @@ class ShardInfo(StrictModel):
         frequent_ids: the classes with the smallest numbers, see `Ranking`.
         files: path inside the shard -> [bytes, sha256]; fidelity: of the first shard's signals.
         draft: `Draft.own_digest` of what it was written for.
+        projections: sha256 of projections.safetensors, None where nothing is projected.
         columns: of each record batch, CRC-32C of each column; see `sum_columns`.
     """
 
@@ -156,6 +157,7 @@ class ShardInfo(StrictModel):
     files: Files
     fidelity: dict[str, Fidelity] = optional({})
     draft: str | None = optional()
+    projections: str | None = optional()
     columns: list[list[Count]] = optional([])
 
     @property

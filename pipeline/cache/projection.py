@@ -137,6 +137,7 @@ class Bases:
         """
         self._file = cache / FILE
         self._expected = set(expected)
+        self._digest: str | None = None
         try:
             self._found = _parse(self._file.read_bytes())
         except (OSError, SafetensorError, LookupError, ValueError):
@@ -147,6 +148,18 @@ class Bases:
         """Whether every signal that is projected has its basis."""
         return self._found.keys() >= self._expected
 
+    @property
+    def digest(self) -> str | None:
+        """sha256 of the file; None where nothing is projected, or it is not there yet."""
+        if self._digest is None and self._expected and self._file.is_file():
+            self._digest = hash_file(self._file)
+        return self._digest
+
+    def forget(self) -> None:
+        """Find them anew: the file is not the one that vectors were projected with."""
+        self._file.unlink(missing_ok=True)
+        self._found, self._digest = {}, None
+
     def get(self, signal: str) -> Basis | None:
         """The basis of a signal, if it stands already."""
         return self._found.get(signal)
@@ -154,6 +167,7 @@ class Bases:
     def add(self, signal: str, basis: Basis) -> None:
         """Add one; with the last the file is written and brought to the disk."""
         self._found[signal] = basis
+        self._digest = None
         if self.complete:
             write_bytes(self._file, _dump(self._found))
 

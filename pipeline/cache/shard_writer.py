@@ -60,6 +60,7 @@ class ShardWriter:
         options = pa.ipc.IpcWriteOptions(compression=_find_compression(draft))
         self._sink = pa.OSFile(str(folder / ROWS), "wb")
         self._rows = pa.ipc.new_file(self._sink, make_schema(draft), options=options)
+        self._bases = bases
         self._hidden = HiddenWriter(folder / HIDDEN, draft.signals, bases, first=index == 0)
 
     @property
@@ -116,6 +117,7 @@ class ShardWriter:
             files=sum_files(self._folder),
             fidelity=self._hidden.fidelity,
             draft=self._draft.own_digest,
+            projections=self._bases.digest,
             columns=columns,
         )
         write_sealed(self._folder / SHARD, info.model_dump(mode="json"))

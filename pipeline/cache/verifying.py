@@ -30,13 +30,14 @@ from pipeline.cache.manifest import (
     read_manifest,
     unseal_manifest,
 )
+from pipeline.cache.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.cache.verifying_beside import check_beside
 from pipeline.cache.verifying_sample import check_row
 from pipeline.cache.verifying_shards import ShardCheck, shorten
 from pipeline.errors import CacheError, DataError
-from pipeline.storage import list_files
+from pipeline.storage import hash_file, list_files
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class _Check:
         self._checked = sum(info.examples for info in infos)
         self._bytes = sum(info.bytes for info in infos)
         self._find_strangers()
+        if self._manifest is None:
+            self._check_projections({info.projections for info in infos} - {None})
         if self._manifest is None or len(infos) < len(self._shards):
             return
         for name, found in self._manifest.totals:
@@ -200,6 +203,14 @@ class _Check:
         if self._depth.decode:
             check.decode()
         return check
+
+    def _check_projections(self, digests: set[str | None]) -> None:
+        """Compare the bases of an unfinished cache with what its shards say."""
+        file = self._path / PROJECTIONS_FILE
+        if digests and not file.is_file():
+            self._add("hole", PROJECTIONS_FILE, "is missing")
+        elif digests and digests != {hash_file(file)}:
+            self._add("damage", PROJECTIONS_FILE, "is not what the shards were projected with")
 
     def _check_index(self, manifest: Manifest) -> None:
         """Make the index anew and compare it, if it is not known to be damaged."""

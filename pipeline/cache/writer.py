@@ -180,7 +180,11 @@ class CacheWriter:
             info = read_shard(shard_folder(self.path, index))
         except CacheError:  # a damaged one is written again
             return
-        if all(found.get(prefix + name) == size for name, (size, _) in info.files.items()):
+        if info.projections not in (None, self._bases.digest):
+            self._bases.forget()  # and all that was projected with other ones
+            self.finished.clear()
+            self._bytes = 0
+        elif all(found.get(prefix + name) == size for name, (size, _) in info.files.items()):
             self._note(index, info)
 
     def _note(self, index: int, info: ShardInfo) -> None:
