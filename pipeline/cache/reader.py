@@ -2,44 +2,36 @@
 
     manifest.json -> row or id -> shard (opened when first needed) -> record batch -> CachedExample
 
-Opening reads the manifest and nothing else. At most 32 shards are open at a time, and what was
-decompressed last is kept up to 256 MiB. A cache is safe in threads and after a fork, and is pickled
-as its path, so that it can be handed to DataLoader workers.
+Opening reads the manifest and nothing else; `OpenShards` has what is open later, and how much. A
+cache is safe in threads and after a fork, and is pickled as its path, so that it can be handed to
+DataLoader workers.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from pipeline.cache.ahead import Ahead, look_ahead
+from pipeline.cache.ahead import look_ahead
 from pipeline.cache.checksums import require_listed
-from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.contents import CONTENTS_INDEX, read_contents
 from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
-from pipeline.cache.hidden import LazySignals
 from pipeline.cache.ids import BLOCKS, IDS, IdIndex
 from pipeline.cache.index import (
     SPLIT,
     RowRuns,
     find_split,
     list_splits,
-    read_shards,
     require_runs,
 )
 from pipeline.cache.manifest import Manifest, read_manifest
 from pipeline.cache.names import require_own
-from pipeline.cache.opened import Forks, Opened
+from pipeline.cache.open_shards import OpenShards
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.output_head import read_head
-from pipeline.cache.quantization import Block
-from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import find_shift
-from pipeline.cache.shards import Shard, read_column, shard_folder
 from pipeline.cache.view_file import is_view
 from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
@@ -63,10 +55,8 @@ class TeacherCache:
         """See `open`; a view's caches share what one may hold open."""
         self.path = path
         self.manifest = manifest
-        self._shared_by = shared_by
-        self._state = Opened(shared_by)
+        self._shards = OpenShards(path, manifest, shared_by)
         self._checked: set[str] = set()
-        self._asked: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> "TeacherCache":
@@ -111,22 +101,7 @@ class TeacherCache:
             IndexError: outside the cache.
             CacheError: damaged, or targets that belong to another text.
         """
-        at = self._count_up(row)
-        index, local = divmod(at, self.manifest.shard_examples)
-        batch, inside, key = self._batch(index, local)
-        hidden: Mapping[str, torch.Tensor] = {}
-        if self.manifest.signals:
-            # Found now: by the time that a signal is asked for the batch may be forgotten.
-            read = partial(self._read_hidden, index, local, batch.features(inside))
-            hidden = LazySignals(self.manifest.signals, read)
-        with self._opened.lock:
-            example = batch.example(inside, hidden)
-            if batch.is_spent():  # memory that is used again at once stays in the CPU's cache
-                self._opened.batches.drop(key)
-        if batch.is_shifted(inside):
-            found = find_shift(example)
-            raise self._damage(index, at, f"example {example.example_id!r} has {found}")
-        return example
+        return self._shards.read(self._count_up(row))
 
     def by_id(self, example_id: str) -> CachedExample:
         """Read the example of an id.
@@ -244,12 +219,8 @@ class TeacherCache:
     def read_ahead(self, rows: np.ndarray) -> None:
         """Begin to fetch what coming rows need, with the signals that rows before were asked for;
         nothing on a disk of this machine."""
-        if not self.is_remote:
-            return
-        opened = self._opened
-        if opened.ahead is None:
-            opened.ahead = Ahead(self.path, self.manifest, self._digests)
-        opened.ahead.want(rows.tolist(), self._asked)
+        if self.is_remote:
+            self._shards.read_ahead(rows)
 
     def _require(self, prefix: str) -> None:
         """Compare the files below a prefix with the manifest, the first time that they are read."""
@@ -257,20 +228,10 @@ class TeacherCache:
             require_listed(self.path, self.manifest.files, prefix)
             self._checked.add(prefix)
 
-    @property
-    def _opened(self) -> Opened:
-        if self._state.forks != Forks.count:
-            self._state = Opened(self._shared_by)
-        return self._state
-
     @cached_property
     def _ids(self) -> IdIndex:
         self._require(BLOCKS)
         return IdIndex(self.path)
-
-    @cached_property
-    def _digests(self) -> np.ndarray:
-        return read_shards(self.path, self.manifest.shards, self.manifest.num_shards)
 
     def _count_up(self, row: int) -> int:
         at = row + len(self) if row < 0 else row
@@ -293,64 +254,13 @@ class TeacherCache:
         return list_splits(self.path)
 
     def _column(self, name: str) -> Iterator[Any]:
-        for index in range(self.manifest.num_shards):
-            self._shard(index)  # checks it
-            yield from read_column(shard_folder(self.path, index), self.manifest, name)
+        return self._shards.read_column(name)
 
     def find_row(self, example_id: str) -> int | None:
         """The row of an id; None where there is none."""
         for row in self._ids.find(example_id):
             if not 0 <= row < len(self):
                 raise CacheError(f"{self.path / IDS}: names row {row}; copy the cache again")
-            index, local = divmod(row, self.manifest.shard_examples)
-            batch, inside, _ = self._batch(index, local)
-            if batch.example_id(inside) == example_id:
+            if self._shards.read_id(row) == example_id:
                 return row
         return None
-
-    def _shard(self, index: int) -> Shard:
-        def open_shard() -> Shard:
-            digest = self._digests[index].tobytes().hex()
-            return Shard(shard_folder(self.path, index), self.manifest, digest)
-
-        with self._opened.lock:
-            return self._opened.shards.get(index, open_shard)
-
-    def _batch(self, index: int, local: int) -> tuple[Batch, int, Hashable]:
-        """The record batch of a shard's row, the row inside it, and the key it is kept under."""
-        with self._opened.lock:
-            shard = self._shard(index)
-            batch, inside = shard.locate(local)
-            key = (index, batch)
-            return self._opened.batches.get(key, lambda: shard.read_batch(batch)), inside, key
-
-    def _read_hidden(self, index: int, local: int, features: slice, name: str) -> torch.Tensor:
-        self._asked.add(name)
-        signal = self.manifest.signals[name]
-        rows = slice(local, local + 1) if signal.per == "example" else features
-        info = self._shard(index).info
-        stored = info.examples if signal.per == "example" else info.features
-        if rows.stop > stored:
-            found = f"signal {name} has {stored} vectors, not {rows.stop}"
-            raise self._damage(index, index * self.manifest.shard_examples + local, found)
-        first, last = rows.start // CHUNK_ROWS, max(rows.stop - 1, rows.start) // CHUNK_ROWS
-        picked = torch.empty(rows.stop - rows.start, signal.width)
-        for block in range(first, last + 1):
-            start = max(rows.start, block * CHUNK_ROWS)
-            stop = min(rows.stop, (block + 1) * CHUNK_ROWS)
-            inside = slice(start - block * CHUNK_ROWS, stop - block * CHUNK_ROWS)
-            out = picked[start - rows.start : stop - rows.start]
-            self._block(index, name, block).decode(inside, out)
-        return picked
-
-    def _block(self, index: int, name: str, block: int) -> Block:
-        with self._opened.lock:
-            shard = self._shard(index)
-            key = (index, name, block)
-            return self._opened.blocks.get(key, lambda: shard.read_block(name, block))
-
-    def _damage(self, index: int, row: int, found: str) -> CacheError:
-        return CacheError(
-            f"{shard_folder(self.path, index)}: row {row}: {found}; the shard is damaged or its"
-            " targets belong to another text, cache the teacher again"
-        )

@@ -77,14 +77,16 @@ class CacheView(TeacherCache):
     @property
     def is_remote(self) -> bool:
         """See `TeacherCache`."""
-        return any(part.cache.is_remote for part in self.parts)
+        return any(taken.cache.is_remote for part in self.parts for taken in part.taken)
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        """See `TeacherCache`; overlays are read when they are asked for."""
+        """See `TeacherCache`."""
         numbers = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(numbers).tolist():
             part, start = self.parts[number], self._starts[number]
-            part.cache.read_ahead(np.asarray(part.rows[rows[numbers == number] - start]))
+            places = rows[numbers == number] - start
+            for taken in part.taken:
+                taken.cache.read_ahead(taken.rows[places])
 
     @cached_property
     def contents(self) -> np.ndarray:
@@ -144,7 +146,7 @@ def list_parts(cache: TeacherCache) -> tuple[Part, ...]:
 
 def list_sources(cache: TeacherCache) -> list[Taken]:
     """The caches whose files are read, overlays too, with the rows taken; a cache is one."""
-    return [taken for part in list_parts(cache) for taken in (part, *part.overlays)]
+    return [taken for part in list_parts(cache) for taken in part.taken]
 
 
 def hash_rows(cache: TeacherCache) -> np.ndarray:

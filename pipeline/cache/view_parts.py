@@ -81,6 +81,11 @@ class Part(Taken):
 
     overlays: tuple[Overlay, ...] = field(default=())
 
+    @property
+    def taken(self) -> tuple[Taken, ...]:
+        """What is read for it: its own cache, then the overlays."""
+        return (self, *self.overlays)
+
     def read(self, place: int) -> CachedExample:
         """The example at a place."""
         example = self.cache[self.rows[place]]
