@@ -117,7 +117,7 @@ ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_MAX_ATTEMPTS": "1",  # so that every request is one of Stillroom's own
     "STILLROOM_STORE_PATIENCE": "0.1",
-    "STILLROOM_STORE_TIMEOUT": "0.5",
+    "STILLROOM_STORE_TIMEOUT": "60",
 }
 _NAMES = count()
 

@@ -95,18 +95,20 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
-        size = (end or 0) - (start or 0)
-        if self._store == "s3":
-            kwargs["max_concurrency"] = 1  # else it asks for the size before each whole file
+        first = start or 0
+        last = int(self.info(path)["size"]) if end is None else end  # so that its end is missed
+        size = last - first
+        if size <= 0:
+            return b""
 
         def read() -> bytes:
             try:
-                found: bytes = self._call("cat_file", size, path, start=start, end=end, **kwargs)
+                found: bytes = self._call("cat_file", size, path, start=first, end=last, **kwargs)
             except Exception as error:
                 if _find_status(error)[0] != _BEYOND:
                     raise
                 found = b""
-            if end is not None and len(found) != size and self.info(path)["size"] >= end:
+            if len(found) != size and self.info(path)["size"] >= last:
                 raise OSError(f"{len(found):,} of {size:,} bytes arrived")
             return found
 
@@ -117,7 +119,7 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
 
         def get() -> None:
             self._call("get_file", size, rpath, str(lpath))
-            if (found := _file_size(lpath)) != size:
+            if (found := Path(lpath).stat().st_size) != size:
                 raise OSError(f"{found:,} of {size:,} bytes arrived")
 
         self._repeat("read", rpath, get)
@@ -129,7 +131,7 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         self._repeat("written", path, put, missing="the bucket or container does not exist")
 
     def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
-        size = _file_size(lpath)
+        size = Path(lpath).stat().st_size
         if self._store == "s3":
             kwargs = {"chunksize": max(_PART, -(-size // _MOST_PARTS)), "max_concurrency": 4}
 
@@ -273,10 +275,6 @@ def _name_refusal(url: str, done: str, error: Exception) -> StoreError:
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         remedy = "check the credentials and what they allow"
     return StoreError(f"{url}: cannot be {done} ({_say(error)}); {remedy}")
-
-
-def _file_size(local: Any) -> int:
-    return Path(local).stat().st_size
 
 
 def _say(error: Exception) -> str:
