@@ -51,6 +51,8 @@ class Selection(Dataset[Example]):
         self.source = source
         if indices is None:
             indices = RowRuns(np.array([0]), np.array([len(source)]))
+            if isinstance(source, TeacherCache):
+                indices = source.answered
         kept = indices if isinstance(indices, RowRuns) else np.asarray(indices)
         self.indices: RowRuns | np.ndarray = kept
 

@@ -10,7 +10,7 @@ every core asks a batch of its own; a GPU is asked by one thread, which runs ahe
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
@@ -52,6 +52,8 @@ class Capture:
         seed: of the tail draws.
         shards: those that are to be written.
         log: told after every shard.
+        unfit: why the teacher cannot be asked about an example, None where it can.
+        lenient: whether an example that it could not answer is skipped.
         progress: told the tokens of every batch that was asked, and the bytes that are safe.
     """
 
@@ -65,6 +67,8 @@ class Capture:
     seed: int
     shards: Shards
     log: CaptureLog
+    unfit: Callable[[Example], str | None]
+    lenient: bool
     progress: Callable[[int, int], None]
 
     def run(self) -> None:
@@ -92,8 +96,7 @@ class Capture:
                 with Background(sink.write, self._depth()) as background:
                     for answer in map_in_order(ask, self._questions(), self.workers):
                         background.put(answer)
-                        tokens = sum(len(example.input_ids) for example in answer.captured.batch)
-                        self.progress(tokens, session["bytes"])
+                        self.progress(answer.tokens, session["bytes"])
 
     def _questions(self) -> Iterator["_Question"]:
         """The batches of all shards that can be had now, shard by shard."""
@@ -106,9 +109,23 @@ class Capture:
                 yield _Question(index, number, rows, examples)
 
     def _ask(self, teacher: Teacher, question: "_Question") -> "_Answer":
+        tokens = sum(len(example.input_ids) for example in question.examples)
+        unfit: dict[int, tuple[Example, str]] = {}
+        asked: dict[int, Example] = {}
+        for row, example in zip(question.rows, question.examples, strict=True):
+            if self.lenient and (reason := self.unfit(example)) is not None:
+                unfit[row] = example, reason
+            else:
+                asked[row] = example
+        captured = self._capture(teacher, question, list(asked.values())) if asked else None
+        return _Answer(question.shard, list(asked), captured, unfit, tokens)
+
+    def _capture(
+        self, teacher: Teacher, question: "_Question", examples: Sequence[Example]
+    ) -> Captured:
         seed = batch_seed(self.seed, question.shard, question.number)
-        batch = self.make_batch(question.examples)
-        captured = teacher.capture(
+        batch = self.make_batch(examples)
+        return teacher.capture(
             batch.inputs,
             batch.target_index,
             batch.feature_index,
@@ -116,7 +133,6 @@ class Capture:
             self.spec,
             torch.Generator(teacher.device).manual_seed(seed),
         )
-        return _Answer(question.shard, question.rows, captured)
 
     def _depth(self) -> int:
         per_batch = self.batch_tokens * bytes_per_token(self.spec, self.teacher.width)
@@ -159,7 +175,17 @@ class _Answer:
 
     shard: int
     rows: Sequence[int]
-    captured: Captured
+    captured: Captured | None
+    unfit: Mapping[int, tuple[Example, str]]
+    tokens: int
+
+    def examples(self, lenient: bool) -> dict[int, tuple[Example, str | None]]:
+        """By row: what was answered, or what could not be asked, with the reason."""
+        found: dict[int, tuple[Example, str | None]] = dict(self.unfit)
+        if self.captured is not None:
+            answered = self.captured.examples(lenient)
+            found |= {row: (one, None) for row, one in zip(self.rows, answered, strict=True)}
+        return found
 
 
 class _Sink:
@@ -175,10 +201,13 @@ class _Sink:
         for index, group in groupby(answers, lambda answer: answer.shard):
             tokens = targets = 0
             with self._capture.writer.shard(index) as shard:
-                for example in _in_order(group):
+                for example, reason in _in_order(group, self._capture.lenient):
                     tokens += len(example.input_ids)
-                    targets += len(example.targets)
-                    shard.add(example)
+                    if isinstance(example, CachedExample):
+                        targets += len(example.targets)
+                        shard.add(example, self._capture.lenient)
+                    else:
+                        shard.skip(example, str(reason))
                 self._capture.shards.require_place()
             self._note(index, tokens, targets)
             self._capture.shards.give_back(index)
@@ -194,12 +223,12 @@ class _Sink:
         capture.log.save()
 
 
-def _in_order(answers: Iterable[_Answer]) -> Iterator[CachedExample]:
+def _in_order(answers: Iterable[_Answer], lenient: bool) -> Iterator[tuple[Example, str | None]]:
     """The examples of one shard by their row; only those that came too early wait in memory."""
-    waiting: dict[int, CachedExample] = {}
+    waiting: dict[int, tuple[Example, str | None]] = {}
     row = 0
     for answer in answers:
-        waiting |= zip(answer.rows, answer.captured.examples(), strict=True)
+        waiting |= answer.examples(lenient)
         while row in waiting:
             yield waiting.pop(row)
             row += 1

@@ -12,7 +12,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
@@ -66,6 +66,10 @@ class CacheConfig(StrictModel):
         targets, hidden: what is kept of the answer.
         batch, shard: sizes.
         seed: of the tail draws.
+        on_error: what becomes of an example that the teacher cannot answer, as it is too long, has
+            an unknown token or comes out as NaN or infinity. stop: of the stage, at the first one.
+            skip: it keeps its row without targets, and manifest.json says why; more than one in a
+            hundred stop the stage.
     """
 
     output: Location
@@ -77,6 +81,7 @@ class CacheConfig(StrictModel):
     batch: BatchConfig = BatchConfig()
     shard: ShardConfig = ShardConfig()
     seed: int = 0
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def _capture(
         spool = Spool.write(here.scratch, examples if growth is None else growth.choose(examples))
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
-        _check_fit(teacher, task, tokenizer, spool)
+        _check_fit(teacher, task, tokenizer, spool, config.on_error == "skip")
         spec = make_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         if growth is not None:
@@ -196,6 +201,8 @@ def _capture(
                 seed=config.seed,
                 shards=Shards(writer, here, wanted),
                 log=log,
+                unfit=partial(_find_misfit, teacher, task),
+                lenient=config.on_error == "skip",
                 progress=bar.advance,
             ).run()
         _finish(config, writer, log, here)
@@ -293,8 +300,25 @@ def _load_teacher(config: CacheConfig, task: Task, tokenizer: Any) -> Teacher:
     return Teacher.load(config.teacher, task, task.num_classes(tokenizer))
 
 
-def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> None:
+def _find_misfit(teacher: Teacher, task: Task, example: Example) -> str | None:
+    """Why the teacher cannot read an example, None where it can."""
+    whole = task.segments == "parts"
+    length = len(example.input_ids) if whole else int(example.segment_lengths.max(initial=0))
+    limit = teacher.max_positions
+    if limit is not None and length > limit:
+        return f"is {length:,} tokens long, the teacher reads at most {limit:,}"
+    rows = len(teacher.model.get_input_embeddings().weight)
+    largest = int(example.input_ids.max(initial=0))
+    return f"has token id {largest:,}, the teacher embeds {rows:,}" if largest >= rows else None
+
+
+def _check_fit(
+    teacher: Teacher, task: Task, tokenizer: Any, spool: Spool, lenient: bool = False
+) -> None:
     """Refuse examples that the teacher cannot read as they are.
+
+    Args:
+        lenient: they will be skipped one by one.
 
     Raises:
         DataError: an example is longer than the model.
@@ -302,13 +326,13 @@ def _check_fit(teacher: Teacher, task: Task, tokenizer: Any, spool: Spool) -> No
     """
     name, length = spool.longest if task.segments == "parts" else spool.longest_document
     limit = teacher.max_positions
-    if limit is not None and length > limit:
+    if limit is not None and length > limit and not lenient:
         raise DataError(
             f"example {name!r}: is {length:,} tokens long, {teacher.name} reads at most {limit:,};"
             " shorten examples in the task's settings"
         )
     rows = len(teacher.model.get_input_embeddings().weight)
-    if spool.max_token >= rows:
+    if spool.max_token >= rows and not lenient:
         raise ModelError(
             f"{teacher.name}: embeds {rows:,} token ids, the data hold id {spool.max_token:,};"
             " use the tokenizer that the model was trained with"

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 # Free to change from session to session, and why:
 _FREE: Any = {
     "output": True,  # a cache does not know where it lies
+    "on_error": True,  # shards that stand have no error, or say so
     "batch": True,  # which examples are asked together: rounding alone
     # Where the rows come from: they are compared themselves. What is told of them: no number.
     "data": {"source", "files", "options", "licence"},

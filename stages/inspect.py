@@ -6,6 +6,7 @@ cache -> manifest -> identity and counts; a sample of examples -> survey; or one
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from stages.naming import name_teacher
 SAMPLE_EXAMPLES = 512  # enough for percentiles; a whole large cache would take hours to read
 _DIGEST_LETTERS = 12
 _DIGEST = re.compile("[0-9a-f]{32,}")
+_MOST_SHOWN = 20  # skipped examples
 _WIDE = 110  # from here on, four choices of the teacher stand on one line
 
 
@@ -66,6 +68,9 @@ def _print_cache(cache: TeacherCache, console: Console) -> None:
     if manifest.fidelity:
         console.print()
         console.print(_fidelity_table(manifest))
+    if cache.skipped:
+        console.print()
+        console.print(_skipped_table(cache))
     sample = _sample_rows(len(cache))
     survey = survey_examples(_read(cache, sample))
     everything = "all" if len(sample) == len(cache) else "evenly spaced"
@@ -76,6 +81,13 @@ def _print_cache(cache: TeacherCache, console: Console) -> None:
     )
     console.print(survey_table(survey))
     console.print(Text(_explain_bounds(manifest) + _explain_labels(manifest)))
+
+
+def _skipped_table(cache: TeacherCache) -> Table:
+    table = Table("skipped", "why", title=f"{len(cache.skipped):,} examples without targets")
+    for example_id, reason in islice(cache.skipped.items(), _MOST_SHOWN):
+        table.add_row(Text(show_invisible(example_id)), Text(show_running(reason)))
+    return table
 
 
 def _print_example(cache: TeacherCache, example: CachedExample, console: Console) -> None:

@@ -143,6 +143,7 @@ class ShardInfo(StrictModel):
         draft: `Draft.own_digest` of what it was written for.
         projections: sha256 of projections.safetensors, None where nothing is projected.
         columns: of each record batch, CRC-32C of each column; see `sum_columns`.
+        skipped: the ids that the teacher could not answer, and why; their rows have no targets.
     """
 
     index: Count
@@ -159,6 +160,7 @@ class ShardInfo(StrictModel):
     draft: str | None = optional()
     projections: str | None = optional()
     columns: list[list[Count]] = optional([])
+    skipped: dict[str, str] = optional({})
 
     @property
     def bytes(self) -> int:
@@ -186,6 +188,7 @@ class Manifest(Draft):
         fidelity: see `ShardInfo`.
         files: path -> [bytes, sha256] of what stands outside of shards/, the tokenizer too; empty
             in caches that were written before it.
+        skipped: those of all shards, see `ShardInfo`.
     """
 
     version: Literal[1] = VERSION
@@ -195,6 +198,7 @@ class Manifest(Draft):
     fidelity: dict[str, Fidelity] = optional({})
     totals: Totals
     files: Files = optional({})
+    skipped: dict[str, str] = optional({})
 
     @property
     def digest(self) -> str:

@@ -165,6 +165,22 @@ class TeacherCache:
             )
         return groups
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The ids that the teacher could not answer, and why; no stream and no split has them."""
+        return self.manifest.skipped
+
+    @cached_property
+    def answered(self) -> RowRuns:
+        """The rows that the teacher answered, ascending: all but those skipped."""
+        return self._leave_out(RowRuns(np.array([0]), np.array([len(self)])))
+
+    def _leave_out(self, rows: RowRuns) -> RowRuns:
+        if not self.skipped:
+            return rows
+        gaps = [row for row in map(self.find_row, self.skipped) if row is not None]
+        return RowRuns.of(np.setdiff1d(np.asarray(rows), np.array(gaps, dtype=np.int64)))
+
     def split_indices(self, split: str) -> RowRuns:
         """Rows whose column `split` equals this one, ascending.
 
@@ -175,7 +191,7 @@ class TeacherCache:
             raise CacheError(
                 f"{self.path}: carries no column 'split'; cache the teacher again with it"
             )
-        rows = self._find_split(split)
+        rows = self._leave_out(self._find_split(split))
         if not len(rows):
             hint = did_you_mean(split, self._list_splits())
             raise CacheError(f"{self.path}: has no split {split!r}{hint}")
@@ -198,6 +214,8 @@ class TeacherCache:
             indices: the rows to visit, all by default; their order matters only without `shuffle`.
             skip: how many of its examples this rank has had; they are neither read nor counted up.
         """
+        if indices is None and self.skipped:
+            indices = self.answered
         count = len(self) if indices is None else len(indices)
         if indices is not None and not isinstance(indices, RowRuns):
             indices = np.sort(indices) if shuffle else np.asarray(indices)

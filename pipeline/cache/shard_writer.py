@@ -19,6 +19,7 @@ from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import sum_columns
 from pipeline.cache.contents import write_contents
 from pipeline.cache.documents import write_sealed
+from pipeline.cache.gaps import hollow, require_few
 from pipeline.cache.hidden import HiddenWriter
 from pipeline.cache.manifest import Draft, ShardInfo
 from pipeline.cache.projection import Bases
@@ -30,8 +31,8 @@ from pipeline.cache.rows import (
     make_schema,
 )
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD
-from pipeline.errors import CacheError
-from pipeline.examples import CachedExample
+from pipeline.errors import CacheError, NumericalError
+from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_example
 from pipeline.storage import sync_folder, sync_tree
 
@@ -54,6 +55,7 @@ class ShardWriter:
         self._contents: list[bytes] = []
         self._info = {"index": index, "first_row": index * draft.shard_examples}
         self._counts = {"examples": 0, "targets": 0, "features": 0, "tokens": 0}
+        self._skipped: dict[str, str] = {}
         self._ranking: Ranking | None = None
         self._written_features = 0
         self._waiting_entries = 0
@@ -68,14 +70,37 @@ class ShardWriter:
         """Bytes in rows.arrow so far."""
         return 0 if self._sink.closed else int(self._sink.tell())
 
-    def add(self, example: CachedExample) -> None:
+    def add(self, example: CachedExample, lenient: bool = False) -> None:
         """Append an example.
+
+        Args:
+            lenient: skip it where a number of it is none.
 
         Raises:
             DataError: its counts, shapes, ids, labels or columns do not fit.
             NumericalError: it holds NaN or infinity.
         """
-        check_example(example, self._draft)
+        try:
+            check_example(example, self._draft)
+        except NumericalError as error:
+            if not lenient:
+                raise
+            found = str(error).removeprefix(f"example {example.example_id!r}: ").partition(";")[0]
+            self.skip(example, found)
+        else:
+            self._append(example)
+
+    def skip(self, example: Example, reason: str) -> None:
+        """Append an example that the teacher could not answer.
+
+        Raises:
+            DataError: too many are skipped.
+        """
+        self._skipped[example.example_id] = reason
+        require_few(len(self._skipped), self._draft.num_examples, example.example_id, reason)
+        self._append(hollow(example, self._draft))
+
+    def _append(self, example: CachedExample) -> None:
         layout = self._draft.layout
         entries = len(example.targets) * (layout.top_k + layout.tail_draws)
         if self._waiting and self._waiting_entries + entries > _BATCH_ENTRIES:
@@ -116,6 +141,7 @@ class ShardWriter:
             frequent_ids=str(self._ranking or ""),
             files=sum_files(self._folder),
             fidelity=self._hidden.fidelity,
+            skipped=self._skipped,
             draft=self._draft.own_digest,
             projections=self._bases.digest,
             columns=columns,

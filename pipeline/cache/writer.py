@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.cache import output_head
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import require_same, write_sealed
+from pipeline.cache.gaps import require_few
 from pipeline.cache.indexing import write_index
 from pipeline.cache.manifest import (
     DRAFT,
@@ -73,7 +74,7 @@ class CacheWriter:
         self._projected = [name for name, signal in draft.signals.items() if signal.projection]
         self._bases = Bases(path, self._projected)
         self.finished: set[int] = set()
-        self._bytes = 0
+        self._bytes = self._skipped = 0
         self._current: ShardWriter | None = None
         self._find_finished()
 
@@ -190,6 +191,9 @@ class CacheWriter:
     def _note(self, index: int, info: ShardInfo) -> None:
         self.finished.add(index)
         self._bytes += info.bytes
+        self._skipped += len(info.skipped)
+        if info.skipped:
+            require_few(self._skipped, self.draft.num_examples, *next(iter(info.skipped.items())))
 
     def _require_own(self) -> None:
         """Where the draft was lost with a damaged manifest, the shards know it by its digest."""
@@ -207,8 +211,10 @@ class CacheWriter:
     def _make_manifest(self, shards: str) -> Manifest:
         folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
         totals = dict.fromkeys(Totals.model_fields, 0)
+        skipped: dict[str, str] = {}
         for folder in folders:
             info = read_shard(folder)
+            skipped |= info.skipped
             totals = {name: total + getattr(info, name) for name, total in totals.items()}
         return Manifest(
             **_dump_draft(self.draft),
@@ -218,6 +224,7 @@ class CacheWriter:
             fidelity=read_shard(folders[0]).fidelity,
             totals=Totals(**totals),
             files=sum_files(self.path, *OUTSIDE),
+            skipped=skipped,
         )
 
 

@@ -53,8 +53,11 @@ class Captured:
             copied.record(torch.cuda.current_stream(targets.logsumexp.device))
         return Captured(replace(targets, **moved), states, batch, features, copied)
 
-    def examples(self) -> list[CachedExample]:
+    def examples(self, lenient: bool = False) -> list[CachedExample]:
         """Wait for the copy and give each example its part.
+
+        Args:
+            lenient: give numbers that are none as they are.
 
         Raises:
             NumericalError: the teacher's logits for an example are NaN or infinite.
@@ -62,7 +65,8 @@ class Captured:
         if self.copied is not None:
             self.copied.synchronize()
         counts = [len(example.target_positions) for example in self.batch]
-        self._require_finite(counts)
+        if not lenient:
+            self._require_finite(counts)
         signals = {name: self._split(name) for name in self.hidden}
         found, start = [], 0
         for row, (example, count) in enumerate(zip(self.batch, counts, strict=True)):
