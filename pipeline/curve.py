@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from pipeline.storage import write_bytes
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -71,5 +73,5 @@ class Curve:
                 continue
             kept.append(line)
             seconds = values["seconds"]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_bytes(self.path, "".join(kept).encode())  # never half of what is kept
         return seconds

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.capture import batch_seed
 from pipeline.errors import DataError
+from pipeline.storage import sync_file, write_bytes
 from pipeline.tasks.generation import Writer
 
 _WINDOW = 256  # rows that are sorted by length and written to the file together
@@ -58,6 +59,7 @@ def write_texts(
             ]
             with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(lines))
+            sync_file(file)
         progress(total)
     if task.targets == "generated" and "generated" not in columns:
         splits = ", ".join(task.generation.splits)
@@ -99,7 +101,7 @@ def _keep_whole_windows(file: Path, key: str) -> int:
         lines = [json.dumps({"key": key})]
     rows = lines[1:]
     kept = rows[: len(rows) // _WINDOW * _WINDOW]
-    file.write_text("\n".join([lines[0], *kept]) + "\n", encoding="utf-8")
+    write_bytes(file, ("\n".join([lines[0], *kept]) + "\n").encode())  # never less than it was
     return len(kept)
 
 

@@ -54,6 +54,8 @@ def check_run_folder(
         if finished:  # perhaps killed before all was tidy
             _remove_leftovers(output)
         return finished
+    if not path.is_file():  # the folder vanished under a run that then saved half of its state
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     _write_whole(path, text)
     if lineage is not None:
@@ -110,9 +112,13 @@ class DurableCheckpoints(transformers.TrainerCallback):  # type: ignore[misc]  #
     ends no epoch.
     """
 
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the removal over from transformers, which does not wait."""
         self._limit, args.save_total_limit = args.save_total_limit, None
+        self._marks = list(self._run.glob("config.yaml"))
         if state.global_step >= state.max_steps:
             control.should_training_stop = True
 
@@ -120,15 +126,17 @@ class DurableCheckpoints(transformers.TrainerCallback):  # type: ignore[misc]  #
         """Bring the checkpoint to the disk, then remove those that are too many."""
         if not args.should_save:
             return
+        for file in self._marks:
+            file.stat()  # saving would make a folder anew that was removed, and all seem well
         sync_tree(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         sync_folder(Path(args.output_dir))
         best = state.best_model_checkpoint
         rotate_checkpoints(args.output_dir, self._limit, best, use_mtime=True)
 
 
-def session_guards(stopping: EarlyStopping | None) -> list[transformers.TrainerCallback]:
+def session_guards(run: Path, stopping: EarlyStopping | None) -> list[transformers.TrainerCallback]:
     """What every training needs so that its next session goes on where this one ended."""
-    return [DurableCheckpoints(), *([Patience(stopping.patience)] if stopping else [])]
+    return [DurableCheckpoints(run), *([Patience(stopping.patience)] if stopping else [])]
 
 
 @dataclass(frozen=True)

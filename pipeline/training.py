@@ -205,7 +205,7 @@ class _Course:
             gradual=stage.freezing.gradual,
             seat=self._seat,
             callbacks=[
-                *session_guards(evaluation.early_stopping),
+                *session_guards(self._output, evaluation.early_stopping),
                 *_reporters(args, self._output, stage.name),
                 *stage.callbacks,
             ],

@@ -280,7 +280,12 @@ def main() -> None:
 def _guarded(run: Callable[[], None]) -> None:
     try:
         run()
-    except StillroomError as error:
+    except Exception as found:
+        from stages.disk import tell_of_disk
+
+        error = tell_of_disk(found)
+        if not isinstance(error, StillroomError):
+            raise
         from pipeline.report.text import show_running
 
         # A message may quote what strangers wrote, which must not reach a terminal as it is.

@@ -47,24 +47,33 @@ def tells_of_disk(
             except StillroomError:
                 raise
             except Exception as error:
-                raise _tell(error, *describe(*args, **kwargs)) from error
+                raise tell_of_disk(error, *describe(*args, **kwargs)) from error
 
         return run
 
     return decorate
 
 
-def _tell(error: Exception, folder: Path, safe: str) -> Exception:
-    """The error as one line; itself where no disk is to blame for it."""
+def tell_of_disk(
+    error: Exception, folder: Path | None = None, safe: str = "what is finished is safe"
+) -> Exception:
+    """The error as one line; itself where no disk is to blame for it.
+
+    Args:
+        folder: that was being written.
+        safe: what is.
+    """
+    if isinstance(error, StillroomError):
+        return error
     for cause in reversed(list(_causes(error))):
         if isinstance(cause, StillroomError):
             return cause
         found = _find_refusal(cause)
         if found is not None:
             reason, remedy = found
-            named = getattr(cause, "filename", None)
+            named = getattr(cause, "filename", None) or folder or "the disk"
             return DiskError(
-                f"{named or folder}: cannot be written ({reason}); {safe}, {remedy} and run the"
+                f"{named}: cannot be used ({reason}); {safe}, {remedy} and run the"
                 " same command again to continue"
             )
     return error

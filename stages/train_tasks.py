@@ -217,7 +217,7 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
         curve,
         seconds,
         config.learning_rates,
-        [*session_guards(evaluation.early_stopping), TrainingProgress(output.name)],
+        [*session_guards(output, evaluation.early_stopping), TrainingProgress(output.name)],
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.model.eval()

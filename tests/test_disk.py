@@ -35,7 +35,7 @@ def test_an_error_of_the_disk_is_one_line_with_its_remedy(
 ) -> None:
     (tmp_path / "shards/00000").mkdir(parents=True)
     (tmp_path / "shards/00000/shard.json").touch()
-    with pytest.raises(DiskError, match=f"a/file: cannot be written .*{told}"):
+    with pytest.raises(DiskError, match=f"a/file: cannot be used .*{told}"):
         stage(OSError(number, "", "a/file"), tmp_path)
 
 
@@ -44,7 +44,7 @@ def test_torch_that_cannot_write_is_understood_too(tmp_path: Path) -> None:
     def save() -> None:
         torch.save({"a": torch.zeros(4)}, tmp_path / "missing" / "weights.pt")
 
-    with pytest.raises(DiskError, match=r"cannot be written .*nothing is lost.*again to continue"):
+    with pytest.raises(DiskError, match=r"cannot be used .*nothing is lost.*again to continue"):
         save()
 
 

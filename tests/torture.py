@@ -8,16 +8,14 @@ in every way. Torch is imported once: each start is a fork.
 """
 
 import argparse
-import errno
 import gc
 import importlib
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,23 +24,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from torture_syscalls import Ended, Operation, Verdict, can_watch, supervise  # noqa: E402
+from torture_faults import FAULTS, fail_from, harmless, kill_at  # noqa: E402
+from torture_power import find_unsafe  # noqa: E402
+from torture_syscalls import Ended, Judge, Operation, Verdict, can_watch, supervise  # noqa: E402
 
-_MOST_STOPS = 6
+_MOST_STOPS = 12
 _AGAIN = 0.9  # how often what was stopped is stopped again when it goes on
 _KILLS = 0.6  # the other stops are errors of the disk
 _AT_A_TIME = 0.15  # how many of those stops are kills at a time, wherever the process is
-_MAKING = ("open", "write", "mkdir", "truncate")
-_CHANGING = ("open", "mkdir", "rename", "unlink", "rmdir", "truncate")
-FAULTS = {  # what fails from the chosen operation on; EIO that operation alone
-    "ENOSPC": _MAKING,
-    "EDQUOT": (*_MAKING, "close"),
-    "EROFS": _CHANGING,
-    "EACCES": _CHANGING,
-    "EMFILE": ("open",),
-    "EIO": ("open", "write", "sync", "close", "rename", "unlink", "mkdir", "rmdir", "truncate"),
-    "ENOENT": _MAKING,  # the folder is removed, in earnest
-}
 
 
 @dataclass
@@ -84,17 +73,20 @@ class Rack:
         self.scene = scene
         self.report = Report(scene.name)
         self._log, self._rng, self._watched = log, rng, watched
+        self._faults = [name for name in FAULTS if name != "ENOENT" or not scene.follow_up]
         self._warm()
         self.operations: list[Operation] = []
         self._clear()
         ended = self._start(self._note)
-        if ended.code:
-            raise RuntimeError(f"{scene.name}: does not run uninterrupted: {ended.text}")
         self._seconds = ended.seconds
-        self._how: list[str] = []
+        if not ended.done or not self._follow_up().done:
+            raise RuntimeError(f"{scene.name}: does not run uninterrupted: {self._log.read_text()}")
+        self._how = ["uninterrupted"]
         self._expected = scene.content(scene.output)
         if litter := find_litter(scene.output):
-            self.report.losses.append(f"{scene.name}: leaves {', '.join(litter)} uninterrupted")
+            self._lose(f"leaves {', '.join(litter)}")
+        for line in find_unsafe(self.operations, scene.output):
+            self._lose(f"a power cut would show that {line}")
 
     def try_some(self, points: int) -> None:
         """Stop the command somewhere, again and again, at so many points at least."""
@@ -102,29 +94,29 @@ class Rack:
             self._try(self._stop_somehow)
 
     def try_all(self) -> None:
-        """Kill at every operation, and let each fail in every way that it can; what goes on then
-        is stopped somewhere else."""
+        """Kill at every operation, and let each fail in a way that it can; what goes on then is
+        stopped somewhere else."""
         for point, operation in enumerate(self.operations):
             self._try(partial(self._kill_at, point))
-            for name, kinds in FAULTS.items():
-                if operation.kind in kinds:
-                    self._try(partial(self._break_at, name, point))
+            fitting = [name for name in self._faults if operation.kind in FAULTS[name]]
+            if fitting:
+                self._try(partial(self._break_at, self._rng.choice(fitting), point))
 
     def _try(self, stop: Callable[[], Ended]) -> None:
         self._clear()
         self._how = []
         ended = stop()
-        while ended.code and len(self._how) < _MOST_STOPS and self._rng.random() < _AGAIN:
+        while not ended.done and len(self._how) < _MOST_STOPS and self._rng.random() < _AGAIN:
             ended = self._stop_somehow()
         self._finish()
 
     def _stop_somehow(self) -> Ended:
         if not self._watched or self._rng.random() < _AT_A_TIME:
             return self._kill_within(self._seconds)
-        point = self._rng.randrange(len(self.operations))
+        point = int(len(self.operations) * self._rng.random() ** 2)
         if self._rng.random() < _KILLS:
             return self._kill_at(point)
-        return self._break_at(self._rng.choice(list(FAULTS)), point)
+        return self._break_at(self._rng.choice(self._faults), point)
 
     def _kill_within(self, seconds: float) -> Ended:
         after = self._rng.random() * seconds
@@ -135,39 +127,20 @@ class Rack:
 
     def _kill_at(self, point: int) -> Ended:
         self._how.append(f"killed at operation {point}")
-        last = self._rng.choice((Verdict.KILL, Verdict.TEAR))
-        ended = self._start(_at(point, lambda op: last if op.kind == "write" else Verdict.KILL))
+        ended = self._start(kill_at(point, tear=self._rng.random() < 0.5))
         self.report.enumerated += ended.killed
         return ended
 
     def _break_at(self, name: str, point: int) -> Ended:
         self._how.append(f"{name} from operation {point} on")
-        ended = self._start(self._fail(name, point))
+        ended = self._start(fail_from(point, name, self.scene.output))
         self.report.faults[name] = self.report.faults.get(name, 0) + 1
         self._check_error(ended)
         return ended
 
-    def _fail(self, name: str, point: int) -> Callable[[Operation], Verdict | int]:
-        def fail(operation: Operation) -> Verdict | int:
-            if name == "ENOENT":
-                if not gone:
-                    gone.append(True)
-                    shutil.rmtree(self.scene.output, ignore_errors=True)
-                return _harmless(operation)
-            if operation.kind not in FAULTS[name] or (gone and name == "EIO"):
-                return _harmless(operation)
-            if operation.kind == "write" and name == "ENOSPC" and not gone:
-                gone.append(True)
-                return Verdict.SHORT
-            gone.append(True)
-            return int(getattr(errno, name))
-
-        gone: list[bool] = []
-        return _at(point, fail, for_ever=True)
-
     def _check_error(self, ended: Ended) -> None:
         """An error is one line that says what is safe and how to continue."""
-        if ended.code == 0:
+        if ended.done:
             return
         told = [line for line in ended.text.splitlines() if line.startswith("error: ")]
         if ended.code != 1 or len(told) != 1 or "Traceback" in ended.text:
@@ -178,12 +151,15 @@ class Rack:
     def _finish(self) -> None:
         """Let the command run to its end; all must be as if nothing had happened."""
         scene, promise = self.scene, self.scene.promise(self.scene.output)
-        ended = self._start(_harmless)
-        if ended.code:
+        ended = self._start(harmless)
+        text = " ".join(ended.text.split())
+        if ended.done:
+            ended = self._follow_up()
+        if not ended.done:
             self._lose(f"does not continue: {_end_of(ended)}")
             return
-        if promise not in " ".join(ended.text.split()):
-            self._lose(f"does not say that it {promise}: {_end_of(ended)}")
+        if promise not in text:
+            self._lose(f"does not say that it {promise}: {text}")
         found, expected = scene.content(scene.output), self._expected
         wrong = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if wrong:
@@ -194,7 +170,14 @@ class Rack:
     def _lose(self, what: str) -> None:
         self.report.losses.append(f"{self.scene.name}, {', then '.join(self._how)}: {what}")
 
-    def _start(self, judge: Callable | None, kill_after: float | None = None) -> Ended:
+    def _follow_up(self) -> Ended:
+        """Run what comes after the command itself; the last of it."""
+        ended = Ended(0, "")
+        for command in self.scene.follow_up:
+            ended = supervise(partial(self._act, command), self._log)
+        return ended
+
+    def _start(self, judge: Judge | None, kill_after: float | None = None) -> Ended:
         before = self.scene.treasures(self.scene.output)
         judge = judge if self._watched else None
         ended = supervise(self._act, self._log, judge, self.scene.output, kill_after)
@@ -204,16 +187,16 @@ class Rack:
                 self._lose(f"{name} was finished and is made again")
         return ended
 
-    def _act(self) -> None:
-        sys.argv = ["stillroom", *self.scene.command]
+    def _act(self, command: Sequence[str] = ()) -> None:
+        sys.argv = ["stillroom", *(command or self.scene.command)]
         importlib.import_module("stages.cli").main()
 
     def _note(self, operation: Operation) -> Verdict:
         self.operations.append(operation)
-        return _harmless(operation)
+        return harmless(operation)
 
     def _clear(self) -> None:
-        shutil.rmtree(self.scene.output, ignore_errors=True)
+        self.scene.prepare(self.scene.output)
 
     def _warm(self) -> None:
         """Import what the command imports, so that no start pays for it."""
@@ -233,32 +216,14 @@ class Rack:
         gc.freeze()  # a child that collects garbage would copy all of it
 
 
-def _harmless(operation: Operation) -> Verdict:
-    """All runs, but nobody waits for the disk: what a killed process wrote is there anyway."""
-    return Verdict.SKIP if operation.kind == "sync" else Verdict.LET
-
-
 def _end_of(ended: Ended) -> str:
     return " | ".join(ended.text.splitlines()[-3:])
 
 
-def _at(
-    point: int, verdict: Callable[[Operation], Verdict | int], for_ever: bool = False
-) -> Callable[[Operation], Verdict | int]:
-    """A judge that lets pass what comes before the operation of that number."""
-    seen = iter(range(sys.maxsize))
-
-    def judge(operation: Operation) -> Verdict | int:
-        number = next(seen)
-        if number == point or (for_ever and number > point):
-            return verdict(operation)
-        return _harmless(operation)
-
-    return judge
-
-
-def torture(root: Path, points: int | None, seed: int, chosen: str = "") -> Iterator[Report]:
-    """Try every scene whose name holds `chosen`; see the module.
+def torture(
+    root: Path, points: int | None, seed: int, chosen: Sequence[str] = ()
+) -> Iterator[Report]:
+    """Try the scenes of these names, or all; see the module.
 
     Args:
         points: stops on each scene, None for all that there are.
@@ -266,9 +231,11 @@ def torture(root: Path, points: int | None, seed: int, chosen: str = "") -> Iter
     watched = can_watch()
     if not watched:
         print("torture: no system calls are handed over here; killed at random times only")
-    for scene in make_scenes(root):
-        rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched)
-        if chosen in scene.name:
+    for number, scene in enumerate(make_scenes(root)):
+        wanted = not chosen or scene.name in chosen
+        if wanted or number == 0:  # the others begin with the cache of the first
+            rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched)
+        if wanted:
             if points is None and watched:
                 rack.try_all()
             else:
@@ -282,7 +249,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100, help="stops on each scene")
     parser.add_argument("--all", action="store_true", help="every operation in every way")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scene", default="")
+    parser.add_argument("--scene", action="append", default=[], help="by name; repeatable")
     options = parser.parse_args()
     points = None if options.all else options.points
     began, losses = time.perf_counter(), 0

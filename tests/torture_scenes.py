@@ -5,8 +5,9 @@ world(folder) -> teacher, data, a cache and a student to begin with -> Scene for
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ LITTER = re.compile(
 )
 
 
+def remove(output: Path) -> None:
+    """Begin with nothing."""
+    shutil.rmtree(output, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Scene:
     """A command that must survive.
@@ -37,6 +43,8 @@ class Scene:
             each a name, and what changes when it is.
         promise: what the next start says if it goes on from what is finished; empty where that is
             nothing, or all.
+        follow_up: commands that complete what the command leaves.
+        prepare: makes the folder that the command begins with.
     """
 
     name: str
@@ -45,6 +53,8 @@ class Scene:
     content: Callable[[Path], dict[str, bytes]]
     treasures: Callable[[Path], dict[str, Any]]
     promise: Callable[[Path], str]
+    follow_up: Sequence[Sequence[str]] = ()
+    prepare: Callable[[Path], None] = remove
 
 
 def make_scenes(root: Path) -> list[Scene]:
@@ -98,8 +108,10 @@ def make_scenes(root: Path) -> list[Scene]:
             {"name": "logits"},
         ],
     }
+    first = _scene(root, "stage one", "caches/plain", CacheConfig, capture)
     return [
-        _scene(root, "stage one", "caches/plain", CacheConfig, capture),
+        first,
+        _repair(root, first),
         _scene(root, "stage one, texts of its own", "caches/written", CacheConfig, written),
         _scene(root, "stage two", "runs/plain", StudentConfig, student),
         _scene(root, "stage two, with patience", "runs/patient", StudentConfig, patient),
@@ -115,6 +127,33 @@ def _scene(root: Path, name: str, output: str, kind: Any, settings: dict[str, An
         return Scene(name, root / output, ["cache-teacher", str(file)], *marks)
     marks = (read_run_files, _ended_stages, _promise_steps)
     return Scene(name, root / output, ["train-student", str(file)], *marks)
+
+
+def _repair(root: Path, whole: Scene) -> Scene:
+    """Verify and repair a damaged copy of a cache, in its place."""
+    kept = root / "kept"
+
+    def prepare(output: Path) -> None:
+        if not kept.exists():  # the first time, `whole` has just been finished
+            shutil.copytree(output, kept)
+            for name in ("shards/00001/rows.arrow", "index/ids.arrow"):
+                content = bytearray((kept / name).read_bytes())
+                content[len(content) // 2] ^= 1
+                (kept / name).write_bytes(content)
+            (kept / "shards/00002/rows.arrow").unlink()
+            (kept / "stray").write_text("of nobody", encoding="utf-8")
+        remove(output)
+        shutil.copytree(kept, output)
+
+    return replace(
+        whole,
+        name="verify --repair",
+        command=["verify", str(whole.output), "--repair"],
+        treasures=lambda cache: {k: v for k, v in _standing_shards(cache).items() if k == "00000"},
+        promise=lambda cache: "",
+        follow_up=[whole.command],
+        prepare=prepare,
+    )
 
 
 def find_litter(folder: Path) -> list[str]:
@@ -156,7 +195,8 @@ def _standing_shards(cache: Path) -> dict[str, Any]:
 
 def _promise_shards(cache: Path) -> str:
     count = len(_standing_shards(cache))
-    return f"continues after {count} of" if count and (cache / "draft.json").is_file() else ""
+    under_way = (cache / "draft.json").is_file() and not (cache / "manifest.json").is_file()
+    return f"continues after {count} of" if count and under_way else ""
 
 
 def _ended_stages(run: Path) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class Ended:
     seconds: float = field(default=0.0, compare=False)
 
     @property
+    def done(self) -> bool:
+        """Whether the command did what it could; 3 says that another one has to follow."""
+        return self.code in (0, 3)
+
+    @property
     def killed(self) -> bool:
         """Whether SIGKILL ended it."""
         return self.code == -signal.SIGKILL

@@ -112,9 +112,11 @@ class ShardCheck:
             difference = find_difference(self._folder, name, info.files)
             if difference is None:
                 continue
-            kind: Kind = "hole" if difference == "is missing" else "damage"
+            if difference == "is missing":
+                self._add("hole", name, difference)
+                continue
             where = "".join(f"; {place}" for place in self._locate(name, info))
-            self._add(kind, name, difference + (where if kind == "damage" else ""))
+            self._add("damage", name, difference + where)
         listed = {SHARD, *info.files}
         for name in sorted(list_files(self._folder).keys() - listed):
             self._add("orphan", name, "belongs to nothing")
