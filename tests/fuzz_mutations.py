@@ -245,8 +245,8 @@ def _mend_document(file: Path, mend: Callable[[Any], None]) -> None:
         mend(raw)
         raw.pop(SEAL, None)
         write_sealed(file, raw)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
-        return  # no document any more
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return  # no document any more, or names that no file has
 
 
 def _mend_shard(raw: Any, folder: Path) -> None:
