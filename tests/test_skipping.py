@@ -1,5 +1,6 @@
 """An example that the teacher cannot answer stops the stage, or leaves a gap that is told of."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.cache.gaps import allow_skips
 from pipeline.errors import DataError, NumericalError
 from pipeline.targets import Targets
 from stages.cache_teacher import CacheConfig, cache_teacher
+from stages.merge import merge
 
 COUNT = 24
 TASK = {"name": "causal-lm", "block_size": 64, "packing": False, "overlong": "truncate"}
@@ -109,6 +111,21 @@ def test_a_capture_with_a_gap_that_goes_on_leaves_the_same_bytes(
     cache_teacher(parts, progress=False, shard_range="2:")
     cache_teacher(parts, progress=False)
     assert read_files(parts.output) == read_files(whole.output)
+
+
+def test_a_gap_in_any_cache_of_a_view_is_a_gap_of_the_view(tmp_path: Path, sick: Path) -> None:
+    parts = []
+    for name, number in (("a", 2), ("b", 13)):
+        (tmp_path / name).mkdir()
+        rows = [json.loads(line) for line in exclaim(tmp_path, number).read_text().splitlines()]
+        renamed = [{**row, "id": f"{name} {row['id']}"} for row in rows]
+        data = write_rows(tmp_path / name / "rows.jsonl", renamed)
+        parts.append(cache_teacher(make(tmp_path / name, sick, data), progress=False))
+    view = merge(parts, tmp_path / "both")
+    assert set(view.skipped) == {"a row 2", "b row 13"}
+    gaps = [view.find_row(name) for name in view.skipped]
+    assert len(view) == 2 * COUNT and not set(gaps) & set(view.split_indices("train"))
+    assert all(len(example.targets) for example in view.stream(seed=0, epoch=0))
 
 
 def test_what_is_too_long_is_skipped_unasked(tmp_path: Path, healthy: Path) -> None:

@@ -52,6 +52,7 @@ class Seen:
                 "fidelity": found.fidelity | more.fidelity,
                 "head": more.head or found.head,
                 "projections": _join(found.projections, more.projections),
+                "skipped": found.skipped | more.skipped,
             }
             if _per_feature(more):
                 changes["positions"] = more.positions
@@ -94,6 +95,7 @@ def describe_view(path: Path, parts: Sequence[Seen], digest: str) -> Manifest:
         "totals": Totals(**totals),
         "shards": digest,
         "files": {},
+        "skipped": {name: why for manifest in manifests for name, why in manifest.skipped.items()},
     }
     return first.model_copy(update=changes)
 
