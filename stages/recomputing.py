@@ -20,7 +20,8 @@ from pipeline.safe_loading import open_tokenizer
 from pipeline.targets import Targets
 from pipeline.tasks import TASKS
 from pipeline.teacher import Teacher
-from stages.cache_teacher import CacheConfig, make_spec
+from stages.asking import make_spec
+from stages.cache_teacher import CacheConfig
 from stages.naming import require_asked
 
 # What is expected of the mean KL in nats: by the codec, whose documented worst case is a third of
