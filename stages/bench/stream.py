@@ -17,6 +17,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 import zarr
@@ -26,7 +27,10 @@ from rich.table import Table
 
 from pipeline.batches import Collator, StepSampler
 from pipeline.cache import STREAM_BLOCK, EpochOrder, TargetsSpec, TeacherCache, epoch_order
+from pipeline.cache.manifest import read_shard
+from pipeline.cache.shards import ROWS, shard_folder
 from pipeline.errors import CacheError
+from pipeline.storage import RangeReader
 from pipeline.tasks.causal_lm import CausalLM
 from stages.bench.baselines import join_table, open_parquet, write_parquet
 from stages.bench.made_up import SEQUENCE, make_draft, write_made_up, write_manifest
@@ -127,6 +131,7 @@ def _measure_targets(setting: Setting, name: str, targets: TargetsSpec) -> list[
         sides[f"whole {compression}"] = partial(read, cache, False)
         sides[f"codes {compression}"] = partial(read, cache, True)
         sides[f"pick {compression}"] = partial(pick, cache)
+        sides[f"sums {compression}"] = partial(_compare_sums, cache)
     found = interleave(sides, setting.config.reads)
     return [row for kind, one in caches.items() for row in _list_rows(name, kind, one, found)]
 
@@ -149,6 +154,15 @@ def _list_rows(
             f"{what} collate in codes, left to a device", tokens, codes, "decoded as well", whole
         ),
         replace(shown, goal="300 µs"),
+        time_row(
+            f"{what} checksums of the batches that are read",
+            "ms",
+            1e3,
+            found[f"sums {compression}"],
+            "reading and decoding them",
+            whole,
+            "≤ 0.03",
+        ),
     ]
 
 
@@ -255,6 +269,18 @@ def _measure_scale(setting: Setting, tokens: int) -> Scale:
         "written tokens/s": total.tokens / written,
         "read tokens/s": total.tokens / read,
     }
+
+
+def _compare_sums(cache: TeacherCache) -> float:
+    """Seconds that the checksums of an epoch take by themselves."""
+    shards = [shard_folder(cache.path, index) for index in range(cache.manifest.num_shards)]
+    read = [(RangeReader(folder / ROWS), read_shard(folder).batches) for folder in shards]
+    sums = (
+        google_crc32c.value(rows.read(start, size)) == checksum
+        for rows, batches in read
+        for _, start, size, checksum in batches
+    )
+    return run_through(sums)
 
 
 def _open(cache: TeacherCache) -> TeacherCache:
