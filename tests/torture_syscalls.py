@@ -23,24 +23,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-# kind -> its calls, each by number: x86_64, aarch64 (None: there is none); where its path is told.
-_CALLS: dict[str, list[tuple[int | None, int | None, str]]] = {
-    "open": [(257, 56, "at"), (2, None, "path"), (85, None, "path")],
-    "write": [(1, 64, "fd"), (18, 68, "fd"), (20, 66, "fd")],
-    "truncate": [(77, 46, "fd")],
-    "sync": [(74, 82, "fd"), (75, 83, "fd")],
-    "close": [(3, 57, "fd")],
-    "rename": [(82, None, "paths"), (264, 38, "ats"), (316, 276, "ats")],
-    "unlink": [(87, None, "path"), (263, 35, "at")],
-    "rmdir": [(84, None, "path")],
-    "mkdir": [(83, None, "path"), (258, 34, "at")],
-}
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_SECCOMP = {"x86_64": 317, "aarch64": 277}
+from torture_filter import CALLS, LIBC, MACHINES, install
+
 _PIDFD_GETFD = 438
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # ioctls of the listener
 _CONTINUE = 1
 _AT_CWD, _AT_REMOVEDIR = -100, 0x200
@@ -62,7 +47,7 @@ class Operation:
     """One operation that changes files, about to run.
 
     Attributes:
-        kind: a key of `_CALLS`.
+        kind: a key of `CALLS`.
         path: of the file or folder; where a rename comes from.
         target: where a rename goes.
         size: bytes of a write.
@@ -104,12 +89,12 @@ class Ended:
 
 def can_watch() -> bool:
     """Whether this machine hands system calls over (Linux 5.5 and later, unless forbidden)."""
-    if platform.machine() not in _MACHINES or sys.platform != "linux":
+    if platform.machine() not in MACHINES or sys.platform != "linux":
         return False
     child = os.fork()
     if not child:
         with suppress(OSError):
-            _install()
+            install()
             os._exit(0)
         os._exit(1)
     return os.waitpid(child, 0)[1] == 0
@@ -166,7 +151,7 @@ def _be_child(act: Callable[[], None], log: Path, parent: socket.socket, watched
         os.dup2(output, 1)
         os.dup2(output, 2)
         if watched:
-            listener = _install()
+            listener = install()
             socket.send_fds(parent, [b"."], [listener])
             os.close(listener)
         act()
@@ -201,7 +186,7 @@ def _attend(child: int, listener: int, judge: Judge | None, root: str, deadline:
 
 def _answer(child: int, listener: int, judge: Judge, root: str) -> None:
     told = ctypes.create_string_buffer(80)
-    if _LIBC.ioctl(listener, ctypes.c_ulong(_RECEIVE), told) != 0:
+    if LIBC.ioctl(listener, ctypes.c_ulong(_RECEIVE), told) != 0:
         return  # its thread is gone
     number, thread, _, call, *arguments = struct.unpack("=QIIiIQ6Q", told.raw)
     del arguments[:2]
@@ -221,15 +206,15 @@ def _answer(child: int, listener: int, judge: Judge, root: str) -> None:
     error = -verdict if isinstance(verdict, int) else 0
     flags = _CONTINUE if verdict is Verdict.LET else 0
     answer = ctypes.create_string_buffer(struct.pack("=QqiI", number, value, error, flags))
-    _LIBC.ioctl(listener, ctypes.c_ulong(_ANSWER), answer)
+    LIBC.ioctl(listener, ctypes.c_ulong(_ANSWER), answer)
 
 
 def _describe(thread: int, call: int, arguments: list[int]) -> Operation | None:
     """The operation of a call; None where it closes what was only read."""
-    column, _ = _MACHINES[platform.machine()]
+    column, _ = MACHINES[platform.machine()]
     kind, where = next(
         (kind, entry[2])
-        for kind, entries in _CALLS.items()
+        for kind, entries in CALLS.items()
         for entry in entries
         if entry[column] == call
     )
@@ -268,7 +253,7 @@ def _write_half(child: int, thread: int, arguments: list[int]) -> int:
         memory.seek(arguments[1])
         content = memory.read(half)
     process = os.pidfd_open(child)
-    file = _LIBC.syscall(_PIDFD_GETFD, process, arguments[0], 0)
+    file = LIBC.syscall(_PIDFD_GETFD, process, arguments[0], 0)
     os.close(process)
     if file < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
@@ -276,40 +261,3 @@ def _write_half(child: int, thread: int, arguments: list[int]) -> int:
         return os.write(file, content)
     finally:
         os.close(file)
-
-
-class _Instruction(ctypes.Structure):
-    _fields_ = [
-        ("code", ctypes.c_uint16),
-        ("yes", ctypes.c_uint8),
-        ("no", ctypes.c_uint8),
-        ("value", ctypes.c_uint32),
-    ]
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_uint16), ("code", ctypes.POINTER(_Instruction))]
-
-
-def _install() -> int:
-    """Filter the calling process from here on; the descriptor that its operations come to."""
-    load, equal, has, end = 0x20, 0x15, 0x45, 0x06
-    column, machine = _MACHINES[platform.machine()]
-    code = [(load, 0, 0, 4), (equal, 1, 0, machine), (end, 0, 0, _ALLOW), (load, 0, 0, 0)]
-    for kind, entries in _CALLS.items():
-        for number, place in ((e[column], e[2]) for e in entries if e[column] is not None):
-            if kind == "open":  # reading is nobody's business
-                flags = 16 + 8 * (2 if place == "at" else 1)
-                check = [(load, 0, 0, flags), (has, 0, 1, _WRITING), (end, 0, 0, _NOTIFY)]
-                code += [(equal, 0, 4, number), *check, (end, 0, 0, _ALLOW)]
-            else:
-                code += [(equal, 0, 1, number), (end, 0, 0, _NOTIFY)]
-    code.append((end, 0, 0, _ALLOW))
-    program = _Program(len(code), (_Instruction * len(code))(*(_Instruction(*c) for c in code)))
-    if _LIBC.prctl(38, 1, 0, 0, 0) != 0:  # no new privileges, which a filter asks for
-        raise OSError(ctypes.get_errno(), "prctl")
-    number = _SECCOMP[platform.machine()]
-    listener = int(_LIBC.syscall(number, 1, 8, ctypes.byref(program)))
-    if listener < 0:
-        raise OSError(ctypes.get_errno(), "seccomp")
-    return listener
