@@ -117,7 +117,12 @@ def _make_config(cache: TeacherCache, asked: Sequence[str], hotter: bool) -> Cac
                 f"--set {text}: cannot be added to a cache; set hidden.* or {_TEMPERATURES}"
             )
     # It came with the cache: whose code is run is for whoever runs it to say.
-    own = ("teacher.trust_remote_code=false", *_NOTHING, *(() if hotter else _FEWEST))
+    own = (
+        "teacher.trust_remote_code=false",
+        "on_error=stop",
+        *_NOTHING,
+        *(() if hotter else _FEWEST),
+    )
     config = load_config(CacheConfig, file, [*own, *asked])
     hidden = config.hidden
     if not (hotter or hidden.layers or hidden.qkv or hidden.head or hidden.pooled):

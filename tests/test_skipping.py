@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_teachers import (
@@ -17,7 +18,7 @@ from small_teachers import (
 )
 
 from pipeline.batches import Selection
-from pipeline.cache import TeacherCache
+from pipeline.cache import RowRuns, TeacherCache, select_rows, write_view
 from pipeline.cache.gaps import allow_skips
 from pipeline.errors import DataError, NumericalError
 from pipeline.targets import Targets
@@ -148,3 +149,13 @@ def test_the_default_stops_and_so_do_too_many(tmp_path: Path, sick: Path) -> Non
     with pytest.raises(DataError, match=found):
         run(make(tmp_path / "cache", sick, data))
     assert [allow_skips(n) for n in (1, 199, 200, 5_000, 10**8)] == [1, 1, 2, 50, 10_000]
+
+
+def test_a_view_knows_of_the_gap_where_it_takes_it(tmp_path: Path, sick: Path) -> None:
+    cache = run(make(tmp_path, sick, exclaim(tmp_path, 13)))
+    for name, rows in (("with", [4, 13, 20]), ("without", [4, 12, 20])):
+        view = write_view(tmp_path / name, select_rows(cache, RowRuns.of(np.array(rows))))
+        assert list(view.skipped) == (["row 13"] if name == "with" else [])
+        known = [f"row {row}" for row in rows if row != 13]
+        assert sorted(e.example_id for e in view.stream(seed=0, epoch=0)) == sorted(known)
+        assert list(view.ids("train")) == known

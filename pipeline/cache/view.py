@@ -93,14 +93,21 @@ class CacheView(TeacherCache):
         """See `TeacherCache.contents`."""
         return np.concatenate([part.cache.contents[part.rows[:]] for part in self.parts])
 
+    @cached_property
+    def skipped(self) -> dict[str, str]:
+        """See `TeacherCache.skipped`; of the rows taken alone."""
+        return {
+            example_id: why
+            for part in self.parts
+            for example_id, why in part.cache.skipped.items()
+            if part.find(example_id) is not None
+        }
+
     def find_row(self, example_id: str) -> int | None:
         for part, start in zip(self.parts, self._starts, strict=True):
-            row = part.cache.find_row(example_id)
-            if row is None:
-                continue
-            before, after = count_before(part.rows, np.array([row, row + 1])).tolist()
-            if after > before:
-                return int(start + before)
+            place = part.find(example_id)
+            if place is not None:
+                return start + place
         return None
 
     def _column(self, name: str) -> Iterator[Any]:

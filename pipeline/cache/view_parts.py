@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.groups import compose
+from pipeline.cache.groups import compose, count_before
 from pipeline.cache.hidden import LazySignals
 from pipeline.cache.index import RowRuns
 from pipeline.cache.reader import TeacherCache
@@ -92,6 +92,14 @@ class Part(Taken):
         for overlay in self.overlays:
             example = overlay.add_to(example, place)
         return example
+
+    def find(self, example_id: str) -> int | None:
+        """The place of an id; None where it is not taken."""
+        row = self.cache.find_row(example_id)
+        if row is None:
+            return None
+        before, after = count_before(self.rows, np.array([row, row + 1])).tolist()
+        return int(before) if after > before else None
 
     def select(self, places: RowRuns) -> "Part":
         """The part with these of its rows alone."""
