@@ -20,7 +20,7 @@ DEMO_RESULTS := $(lastword $(DEMO_STUDENTS:demo-%=runs/demo/%/result.json))
 REPORT := runs/demo/report.html
 SIB200_STUDENTS := $(addprefix sib200-,labels kd kd-pooled labels-unseen kd-unseen)
 
-.PHONY: demo cache-teacher train-student compare teacher sib200 proof bench test check clean help
+.PHONY: demo cache-teacher train-student compare teacher sib200 proof bench test torture flips fuzz check clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -58,6 +58,16 @@ bench: | $(READY)  ## speed and size, each beside its baseline [QUICK=1]
 
 test: | $(READY)  ## the tests
 	$(TEST)
+
+torture: | $(READY)  ## stop every stage at its file operations, and see that nothing is lost [POINTS=600]
+	OMP_NUM_THREADS=1 $(RUN) -m tests.torture --points $(or $(POINTS),600)
+
+flips: | $(READY)  ## damage caches by one bit or byte, 12,000 times, and see that it is found
+	STILLROOM_FLIPS=2000 $(TEST) tests/test_bit_flips.py
+
+fuzz: | $(READY)  ## feed readers with hostile caches [SECONDS=600]
+	PYTHONPATH=. $(RUN) tests/fuzz.py --seconds $(or $(SECONDS),600)
+	PYTHONPATH=. $(RUN) tests/fuzz_guided.py --seconds $(or $(SECONDS),600)
 
 check: | $(READY)  ## lint, format, types, tests
 	$(VENV)/bin/ruff check .

@@ -218,7 +218,7 @@ def _write_cache(path: Path, codec: Codec, targets: Targets) -> TeacherCache:
     top_k, draws = targets.ids.shape[1], targets.draw_ids.shape[1]
     draft = Draft(
         identity=Identity(data=nobody, preprocessing=nobody, tokenizer=nobody, teacher=nobody),
-        task=nobody,
+        task={"name": "causal-lm"},
         targets=TargetsSpec(top_k=top_k, tail_draws=draws, temperatures=TEMPERATURES, codec=codec),
         num_classes=targets.num_classes,
         shifted=False,
