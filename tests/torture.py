@@ -69,8 +69,10 @@ class Report:
 class Rack:
     """One scene, its uninterrupted result, and trials of it."""
 
-    def __init__(self, scene: "Scene", log: Path, rng: random.Random, watched: bool) -> None:
-        self.scene = scene
+    def __init__(
+        self, scene: "Scene", log: Path, rng: random.Random, watched: bool, timed: float
+    ) -> None:
+        self.scene, self._timed = scene, timed
         self.report = Report(scene.name)
         self._log, self._rng, self._watched = log, rng, watched
         self._faults = [name for name in FAULTS if name != "ENOENT" or not scene.follow_up]
@@ -111,7 +113,7 @@ class Rack:
         self._finish()
 
     def _stop_somehow(self) -> Ended:
-        if not self._watched or self._rng.random() < _AT_A_TIME:
+        if not self._watched or self._rng.random() < self._timed:
             return self._kill_within(self._seconds)
         point = int(len(self.operations) * self._rng.random() ** 2)
         if self._rng.random() < _KILLS:
@@ -221,12 +223,13 @@ def _end_of(ended: Ended) -> str:
 
 
 def torture(
-    root: Path, points: int | None, seed: int, chosen: Sequence[str] = ()
+    root: Path, points: int | None, seed: int, timed: float, chosen: Sequence[str] = ()
 ) -> Iterator[Report]:
     """Try the scenes of these names, or all; see the module.
 
     Args:
         points: stops on each scene, None for all that there are.
+        timed: share of the stops that come at a random time, which no seed repeats.
     """
     watched = can_watch()
     if not watched:
@@ -234,7 +237,7 @@ def torture(
     for number, scene in enumerate(make_scenes(root)):
         wanted = not chosen or scene.name in chosen
         if wanted or number == 0:  # the others begin with the cache of the first
-            rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched)
+            rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched, timed)
         if wanted:
             if points is None and watched:
                 rack.try_all()
@@ -249,13 +252,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100, help="stops on each scene")
     parser.add_argument("--all", action="store_true", help="every operation in every way")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timed", type=float, default=_AT_A_TIME, help="share at random times")
     parser.add_argument("--scene", action="append", default=[], help="by name; repeatable")
     options = parser.parse_args()
     points = None if options.all else options.points
     began, losses = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_HOME"] = str(Path(folder) / "hf")
-        for report in torture(Path(folder), points, options.seed, options.scene):
+        for report in torture(Path(folder), points, options.seed, options.timed, options.scene):
             print(report, flush=True)
             for loss in report.losses:
                 print(f"  {loss}")

@@ -102,7 +102,7 @@ class _Check:
             path=str(self._path),
             finished=self._finished,
             shards=len(self._shards),
-            pending=self._pending,
+            pending=sorted(self._pending),
             checked=self._checked,
             bytes=self._bytes,
             findings=sorted(self._findings, key=lambda finding: (finding.file, finding.what)),
