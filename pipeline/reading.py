@@ -58,7 +58,12 @@ class Reading:
         """
         if self.own_rows is None:
             return Selection(self.cache, self.cache.split_indices(split))
-        found = [i for i, e in enumerate(self.own_rows) if e.columns.get("split") == split]
+        found = [
+            row
+            for row, example in enumerate(self.own_rows)
+            if example.columns.get("split") == split
+            and example.example_id not in self.cache.skipped
+        ]
         if not found:
             raise DataError(f"inputs: no example is in split {split!r}; see inputs.splits")
         return Selection(self.own_rows if self.crosses else self._joined, np.array(found))

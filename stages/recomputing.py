@@ -105,7 +105,8 @@ def ask_again(path: Path, model: str, sample: int, seed: int) -> Difference:
     targets = manifest.targets.model_copy(update=wide)
     spec = make_spec(config.model_copy(update={"targets": targets}), teacher)
     pad_id = open_tokenizer(cache.tokenizer_path).pad_token_id or 0
-    rows = np.random.default_rng(seed).choice(len(cache), min(sample, len(cache)), replace=False)
+    known = np.asarray(cache.answered)
+    rows = np.random.default_rng(seed).choice(known, min(sample, len(known)), replace=False)
     pairs = []
     for row in np.sort(rows).tolist():
         example = cache[row]
