@@ -66,7 +66,7 @@ def train(folder: Path, layout: str, tied: bool) -> Trained:
         optimizer.zero_grad()
     logging.getLogger("pipeline").removeHandler(said)
     assert trainer._fused is not None
-    return Trained(steps, trainer._fused[0] is not None, said.lines)
+    return Trained(steps, next(iter(trainer._fused.values())) is not None, said.lines)
 
 
 def shard(model: Any, layout: str) -> nn.Module:

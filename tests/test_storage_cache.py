@@ -23,7 +23,7 @@ from pipeline.cache import CacheWriter, TeacherCache
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import as_path
 
-EVERY = int(os.environ.get("STILLROOM_EVERY_REQUEST", "19"))  # 1: all of them, some minutes
+EVERY = int(os.environ.get("STILLROOM_EVERY_REQUEST", "499"))  # 1: all of them, some minutes
 DRAFT = make_draft(7, signals=SIGNALS)
 EXAMPLES = make_examples(DRAFT)
 
@@ -115,7 +115,7 @@ def test_any_request_of_a_reader_may_fail(stored, monkeypatch, fault):
     with stored.store.broken():
         read(stored.url)
         served = [request.path for request in stored.store.served]
-    for broken in range(READING.index(fault), len(served), min(EVERY, 9)):
+    for broken in range(READING.index(fault), len(served), min(EVERY, 199)):
         path = served[broken]
         told = fault in ("flip-bit", "short-body") and not path.endswith((".arrow", "/0"))
         with stored.store.broken(Rule(fault, after=broken)):
