@@ -61,6 +61,7 @@ test: | $(READY)  ## the tests
 
 torture: | $(READY)  ## stop every stage at its file operations, and see that nothing is lost [POINTS=600]
 	OMP_NUM_THREADS=1 $(RUN) -m tests.torture --points $(or $(POINTS),600)
+	STILLROOM_LONG=1 $(TEST) tests/test_disk_full.py tests/test_sharing.py tests/test_storage_cache.py tests/test_storage_commands.py
 
 flips: | $(READY)  ## damage caches by one bit or byte, 12,000 times, and see that it is found
 	STILLROOM_FLIPS=2000 $(TEST) tests/test_bit_flips.py

@@ -1,5 +1,6 @@
 """A file system that is really full: a small one, where this machine lets a user mount one."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ cp -r {mount}/cache {root}/found
 """
 
 
+@pytest.mark.skipif("STILLROOM_LONG" not in os.environ, reason="takes a minute: make torture")
 def test_a_capture_on_a_full_file_system_goes_on_once_there_is_room(tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare here")

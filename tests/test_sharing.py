@@ -1,6 +1,7 @@
 """Several processes cache one teacher together: no shard twice, and the bytes of one process."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def test_three_processes_leave_the_bytes_of_one(tmp_path: Path, teacher: Path, d
     ]
 
 
+@pytest.mark.skipif("STILLROOM_LONG" not in os.environ, reason="takes a minute: make torture")
 def test_what_the_teacher_writes_itself_is_written_once(tmp_path: Path) -> None:
     generation = {"num_beams": 2, "max_new_tokens": 4, "batch_size": 2}
     task = {"name": "seq2seq", "targets": "generated", "generation": generation}

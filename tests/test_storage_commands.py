@@ -119,6 +119,7 @@ def test_a_student_learns_from_a_store_what_it_learns_from_a_disk(place, local, 
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.skipif("STILLROOM_LONG" not in os.environ, reason="takes a minute: make torture")
 def test_a_capture_that_was_killed_is_continued_and_refused_to_others_while_it_lives(
     world, bucket, local, tmp_path, monkeypatch
 ):
