@@ -208,6 +208,17 @@ def test_a_pickled_cache_is_its_path(path):
     assert read_rows(pickle.loads(pickled)) == expected
 
 
+def test_a_pickled_example_is_whole_and_needs_no_cache(tmp_path):
+    draft = make_draft(3, signals=SIGNALS)
+    write_cache(tmp_path / "cache", draft, make_examples(draft))
+    example = TeacherCache.open(tmp_path / "cache")[1]
+    pickled = pickle.dumps(example)
+    (tmp_path / "cache" / "shards").rename(tmp_path / "gone")
+    found = pickle.loads(pickled)
+    assert_same(found, make_examples(draft)[1])
+    assert found.columns == example.columns
+
+
 def test_threads_read_what_one_thread_reads(path):
     cache = TeacherCache.open(path)
     rows = list(np.random.default_rng(0).integers(0, 11, 200))

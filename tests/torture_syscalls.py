@@ -242,7 +242,10 @@ def _read_text(thread: int, address: int) -> str:
         content = b""
         while b"\0" not in content:
             memory.seek(address + len(content))
-            content += memory.read(256 - (address + len(content)) % 256)
+            found = memory.read(256 - (address + len(content)) % 256)
+            if not found:
+                raise ProcessLookupError(f"thread {thread} has no memory any more")
+            content += found
     return os.fsdecode(content.partition(b"\0")[0])
 
 

@@ -5,7 +5,8 @@ RecordBatch -> Batch: columns of all its targets -- example(i) --> StoredExample
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import fields
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from pipeline.targets import UNLABELLED, Targets
 class StoredExample(CachedExample):
     """An example of a cache: its id, columns and targets are read when they are first asked for.
 
+    Pickled, as for another process, it is whole: all is read now, and none of its cache goes along.
+
     Attributes:
         coded: its targets as the file has them, views of a record batch.
     """
@@ -51,6 +54,10 @@ class StoredExample(CachedExample):
     def targets(self) -> Targets:
         """See `CachedExample`."""
         return self.coded.to("cpu")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {one.name: getattr(self, one.name) for one in fields(CachedExample)}
+        return partial(CachedExample, **{**values, "hidden": dict(self.hidden)}), ()
 
 
 def join_targets(examples: Sequence[CachedExample], late: bool = False) -> Targets | JoinedTargets:

@@ -3,7 +3,6 @@
 place -> row of the cache -> example -- Overlay.add_to --> example that knows more
 """
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,8 +65,8 @@ class Overlay(Taken):
         changes: dict[str, Any] = {"hidden": hidden}
         if self.targets:
             changes["coded"] = vars(more)["coded"]
-        joined = copy.copy(example)  # dataclasses.replace would decode the targets
-        vars(joined).update(changes)
+        joined = object.__new__(type(example))  # a copy would decode the targets
+        vars(joined).update(vars(example) | changes)
         return joined
 
 
