@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline.accounts import Marks
 from pipeline.cache.ahead import AHEAD_ROWS
-from pipeline.cache.index import RowRuns, hash_id
+from pipeline.cache.index.splits import RowRuns, hash_id
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
 from pipeline.cache.record_batch import join_targets

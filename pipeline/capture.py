@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import CacheWriter
-from pipeline.cache.sharing import Shards
+from pipeline.cache.locking.sharing import Shards
 from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.examples import CachedExample, Example
 from pipeline.tasks.base import Batch

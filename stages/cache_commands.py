@@ -57,7 +57,7 @@ def verify_command(
 
     Example: stillroom verify data/caches/demo --repair
     """
-    from pipeline.cache.verifying import Depth
+    from pipeline.cache.verifying.whole import Depth
     from stages.verify import verify
 
     depth = Depth(not bytes_only, sample, seed, jobs)

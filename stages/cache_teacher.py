@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 
 from pipeline.cache import CacheWriter, Draft, TargetsSpec, write_head
-from pipeline.cache.locks import Occupant, occupy
-from pipeline.cache.sharing import Shards, parse_range
+from pipeline.cache.locking.locks import Occupant, occupy
+from pipeline.cache.locking.sharing import Shards, parse_range
 from pipeline.capture import Capture
 from pipeline.capture_log import CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of

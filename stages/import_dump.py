@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from pipeline.cache import CacheWriter, Draft, Identity, Imported, Manifest, TargetsSpec, hash_id
-from pipeline.cache.locks import Occupant, occupy
+from pipeline.cache.locking.locks import Occupant, occupy
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
 from pipeline.exchange import Facts, Findings, Space

@@ -6,7 +6,7 @@ finished cache -- find_leftovers --> files --> remove_leftovers, if nobody is at
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.cache.locks import LOCKS, occupy
+from pipeline.cache.locking.locks import LOCKS, occupy
 from pipeline.cache.manifest import DRAFT, MANIFEST
 from pipeline.errors import CacheError
 from pipeline.storage import scratch_folder

@@ -24,20 +24,20 @@ with atheris.instrument_imports(include=["pipeline.cache"]):
     from fuzz import limit_memory
     from fuzz_mutations import read_files, write_base
 
-    from pipeline.cache.chunks import ChunkReader
     from pipeline.cache.codecs.ranking import Ranking
     from pipeline.cache.documents import SEAL, write_sealed
-    from pipeline.cache.groups import read_groups
-    from pipeline.cache.ids import IdIndex
-    from pipeline.cache.index import RowRuns, read_table, require_runs
+    from pipeline.cache.index.groups import read_groups
+    from pipeline.cache.index.ids import IdIndex
+    from pipeline.cache.index.splits import RowRuns, read_table, require_runs
     from pipeline.cache.manifest import Draft, read_draft, read_manifest, read_shard
     from pipeline.cache.messages import BROKEN, read_plain
     from pipeline.cache.output_head import read_head
-    from pipeline.cache.projection import read_bases
     from pipeline.cache.record_batch import Batch
     from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
-    from pipeline.cache.signals import list_arrays
-    from pipeline.cache.view_file import read_view_file
+    from pipeline.cache.signals.chunks import ChunkReader
+    from pipeline.cache.signals.projection import read_bases
+    from pipeline.cache.signals.spec import list_arrays
+    from pipeline.cache.views.file import read_view_file
 
 from pipeline.errors import StillroomError
 from pipeline.storage import hash_file

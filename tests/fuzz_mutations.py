@@ -19,7 +19,7 @@ from cache_examples import SIGNALS, make_draft, make_examples, write_cache
 
 from pipeline.cache import Signal, TargetsSpec
 from pipeline.cache.documents import SEAL, write_sealed
-from pipeline.cache.index import write_shards
+from pipeline.cache.index.splits import write_shards
 from pipeline.cache.output_head import write_head
 from pipeline.heads import OutputHead
 

@@ -21,7 +21,7 @@ from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator
 from pipeline.cache import TargetsSpec
 from pipeline.cache.codecs import Lossless, Steps
-from pipeline.cache.fidelity import Fidelity
+from pipeline.cache.signals.fidelity import Fidelity
 from pipeline.config import load_config
 from pipeline.student import FromScratch
 from stages.bench import bench, parse_arguments

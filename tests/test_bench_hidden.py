@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from small_teachers import make_llama, save_teacher
 
-from pipeline.cache.quantization import ENCODINGS
+from pipeline.cache.signals.quantization import ENCODINGS
 from stages.bench.hidden import Choice, list_choices, measure_choices, show_choices
 from stages.bench.setting import BenchConfig, prepare
 

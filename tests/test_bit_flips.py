@@ -16,7 +16,7 @@ from cache_examples import SIGNALS, make_draft, write_cache
 from golden_cache import describe_example
 
 from pipeline.cache import Draft, Signal, TargetsSpec, TeacherCache, read_bases, write_head
-from pipeline.cache.verifying import Depth, verify_cache
+from pipeline.cache.verifying.whole import Depth, verify_cache
 from pipeline.capture_log import CaptureLog
 from pipeline.errors import CacheError
 from pipeline.heads import OutputHead

@@ -22,7 +22,7 @@ from cache_examples import (
 
 from pipeline.cache import TeacherCache
 from pipeline.cache.documents import write_sealed
-from pipeline.cache.index import hash_id
+from pipeline.cache.index.splits import hash_id
 from pipeline.errors import CacheError
 
 DRAFT = make_draft(10, signals=SIGNALS)

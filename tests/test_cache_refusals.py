@@ -9,7 +9,7 @@ import torch
 from cache_examples import SIGNALS, make_draft, make_example, make_targets, write_cache
 
 from pipeline.cache import Draft, Signal, TargetsSpec
-from pipeline.cache.quantization import ENCODINGS
+from pipeline.cache.signals.quantization import ENCODINGS
 from pipeline.errors import ConfigError, DataError, NumericalError
 from pipeline.examples import CachedExample
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pipeline.batches import Selection
 from pipeline.cache import TargetsSpec, TeacherCache
 from pipeline.cache.documents import write_sealed
-from pipeline.cache.ids import write_ids
-from pipeline.cache.index import RowRuns, find_split, write_shards, write_split
+from pipeline.cache.index.ids import write_ids
+from pipeline.cache.index.splits import RowRuns, find_split, write_shards, write_split
 from pipeline.cache.manifest import Manifest, Totals
 from pipeline.errors import CacheError
 from pipeline.runs import write_json

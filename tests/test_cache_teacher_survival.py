@@ -24,7 +24,7 @@ from small_teachers import (
 )
 
 from pipeline.cache import TeacherCache
-from pipeline.cache.locks import occupy
+from pipeline.cache.locking.locks import occupy
 from pipeline.errors import (
     CacheError,
     NumericalError,

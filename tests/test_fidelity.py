@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.cache import Signal, TeacherCache, read_bases
-from pipeline.cache.fidelity import Sample, linear_cka, measure
-from pipeline.cache.projection import Basis
+from pipeline.cache.signals.fidelity import Sample, linear_cka, measure
+from pipeline.cache.signals.projection import Basis
 from stages.inspect import inspect
 
 

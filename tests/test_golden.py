@@ -11,7 +11,7 @@ from cache_examples import make_example
 from golden_cache import CASES, GOLDEN, describe_example, make_golden_draft
 
 from pipeline.cache import CODECS, PROJECTIONS, TeacherCache, read_bases, read_manifest
-from pipeline.cache.quantization import ENCODINGS
+from pipeline.cache.signals.quantization import ENCODINGS
 from pipeline.config import canonical_json
 
 # Of the largest number of the row; exact in the other dtypes, whose numbers were rounded before.

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from processes import PROCESSES
 
-from pipeline.cache.exclusive import create_exclusively
-from pipeline.cache.locks import LOCKS, Occupant, occupy
-from pipeline.cache.owners import Owner
+from pipeline.cache.locking.exclusive import create_exclusively
+from pipeline.cache.locking.locks import LOCKS, Occupant, occupy
+from pipeline.cache.locking.owners import Owner
 from pipeline.errors import CacheError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.cache import Identity, Signal, TargetsSpec, TeacherCache
-from pipeline.cache.projection import Random
+from pipeline.cache.signals.projection import Random
 from pipeline.errors import ConfigError, MismatchError
 from stages.merge import merge
 from stages.select import Choice, select

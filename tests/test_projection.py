@@ -13,7 +13,7 @@ from small_runs import make_language_cache, make_student_config, make_topic_cach
 from small_teachers import make_config, make_llama, make_rows, read_files, save_teacher, write_rows
 
 from pipeline.cache import CacheWriter, Draft, Signal, TeacherCache, read_bases
-from pipeline.cache.projection import FILE, Basis, Pca, Projection, Random
+from pipeline.cache.signals.projection import FILE, Basis, Pca, Projection, Random
 from pipeline.config import load_config
 from pipeline.errors import CacheError, ConfigError, DataError, MismatchError, NumericalError
 from stages.cache_teacher import CacheConfig, cache_teacher

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline.cache import Signal, TeacherCache, VectorType
-from pipeline.cache.quantization import ENCODINGS, SCALE, Block
+from pipeline.cache.signals.quantization import ENCODINGS, SCALE, Block
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)

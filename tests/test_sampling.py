@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.batches import Selection, StepSampler
 from pipeline.cache import RowRuns, TeacherCache, group_rows, locate
-from pipeline.cache.groups import read_groups, write_groups
+from pipeline.cache.index.groups import read_groups, write_groups
 from pipeline.errors import CacheError, ConfigError
 from pipeline.sampling import Deal, Sampling
 

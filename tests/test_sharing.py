@@ -15,8 +15,8 @@ from small_teachers import make_config, make_llama, make_rows, read_files, save_
 from small_translators import make_t5, make_translation_config
 
 from pipeline.cache import read_manifest
-from pipeline.cache.locks import LOCKS
-from pipeline.cache.sharing import parse_range
+from pipeline.cache.locking.locks import LOCKS
+from pipeline.cache.locking.sharing import parse_range
 from pipeline.errors import CacheError, ConfigError
 from stages.cache_teacher import CacheConfig, cache_teacher
 

@@ -15,7 +15,7 @@ from small_runs import make_data, make_student_config
 from small_teachers import make_llama, save_teacher
 
 from pipeline.cache import TeacherCache
-from pipeline.cache.verifying import Depth
+from pipeline.cache.verifying.whole import Depth
 from pipeline.config import dump_config
 from pipeline.errors import CacheError
 from pipeline.storage import as_path, list_files

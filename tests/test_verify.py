@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from pipeline.cache import CacheWriter, Signal
 from pipeline.cache.documents import write_sealed
-from pipeline.cache.findings import Report
-from pipeline.cache.repairing import repair_cache
-from pipeline.cache.verifying import Depth, verify_cache
+from pipeline.cache.verifying.findings import Report
+from pipeline.cache.verifying.repairing import repair_cache
+from pipeline.cache.verifying.whole import Depth, verify_cache
 from pipeline.errors import CacheError
 from stages.cli import app
 

@@ -17,8 +17,8 @@ from small_teachers import (
 )
 from typer.testing import CliRunner
 
-from pipeline.cache.repairing import repair_cache
-from pipeline.cache.verifying import verify_cache
+from pipeline.cache.verifying.repairing import repair_cache
+from pipeline.cache.verifying.whole import verify_cache
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.cli import app
 from stages.recomputing import ask_again

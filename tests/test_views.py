@@ -34,7 +34,7 @@ from pipeline.cache import (
 )
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.sizes import column_bytes
-from pipeline.cache.view_file import write_runs
+from pipeline.cache.views.file import write_runs
 from pipeline.errors import CacheError, MismatchError
 from pipeline.storage import as_path, writing_folder
 from pipeline.tasks.causal_lm import CausalLM

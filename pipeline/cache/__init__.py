@@ -6,11 +6,11 @@ It knows arrays and files, never a model or a loss. data/README.md describes the
 """
 
 from pipeline.cache.codecs import CODECS, Codec
-from pipeline.cache.contents import digest_set, find_other
 from pipeline.cache.documents import require_same
-from pipeline.cache.groups import MOST_GROUPS, group_rows, locate
 from pipeline.cache.imported import Imported
-from pipeline.cache.index import RowRuns, hash_id
+from pipeline.cache.index.contents import digest_set, find_other
+from pipeline.cache.index.groups import MOST_GROUPS, group_rows, locate
+from pipeline.cache.index.splits import RowRuns, hash_id
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -22,7 +22,9 @@ from pipeline.cache.manifest import (
 )
 from pipeline.cache.order import EpochOrder, epoch_order
 from pipeline.cache.output_head import read_head, write_head
-from pipeline.cache.projection import (
+from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.signals.projection import (
     PROJECTIONS,
     Projection,
     copy_bases,
@@ -30,12 +32,12 @@ from pipeline.cache.projection import (
     read_bases,
     require_vectors,
 )
-from pipeline.cache.quantization import VectorType
-from pipeline.cache.reader import STREAM_BLOCK, TeacherCache
-from pipeline.cache.shard_writer import ShardWriter
-from pipeline.cache.signals import Signal
+from pipeline.cache.signals.quantization import VectorType
+from pipeline.cache.signals.spec import Signal
 from pipeline.cache.targets_spec import TargetsSpec
-from pipeline.cache.view import (
+from pipeline.cache.views.manifest import require_alike, require_fits, require_overlaid
+from pipeline.cache.views.parts import Overlay, Part, all_rows
+from pipeline.cache.views.view import (
     CacheView,
     hash_rows,
     list_parts,
@@ -43,8 +45,6 @@ from pipeline.cache.view import (
     select_rows,
     write_view,
 )
-from pipeline.cache.view_manifest import require_alike, require_fits, require_overlaid
-from pipeline.cache.view_parts import Overlay, Part, all_rows
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [

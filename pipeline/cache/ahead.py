@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shards import Shard, shard_folder
+from pipeline.cache.signals.chunks import CHUNK_ROWS
 from pipeline.errors import StillroomError
 
 AHEAD_ROWS = 256

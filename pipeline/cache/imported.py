@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.cache.signals import optional
+from pipeline.cache.signals.spec import optional
 from pipeline.config import StrictModel
 
 

@@ -14,10 +14,10 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
 from pipeline.cache.documents import VERSION, parse_document, parse_json, read_json, write_sealed
-from pipeline.cache.fidelity import Fidelity
 from pipeline.cache.imported import Imported
 from pipeline.cache.names import FileName, PlainName
-from pipeline.cache.signals import Signal, optional
+from pipeline.cache.signals.fidelity import Fidelity
+from pipeline.cache.signals.spec import Signal, optional
 from pipeline.cache.targets_spec import TargetsSpec
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from pipeline.cache.ahead import Ahead
-from pipeline.cache.chunks import CHUNK_ROWS
-from pipeline.cache.hidden import LazySignals
-from pipeline.cache.index import read_shards
+from pipeline.cache.index.splits import read_shards
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.opened import Forks, Opened
-from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
+from pipeline.cache.signals.chunks import CHUNK_ROWS
+from pipeline.cache.signals.hidden import LazySignals
+from pipeline.cache.signals.quantization import Block
 from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 

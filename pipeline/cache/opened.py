@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from pipeline.cache.ahead import Ahead
-from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.shards import Shard
+from pipeline.cache.signals.quantization import Block
 
 _OPEN_SHARDS = 32
 _FEWEST_SHARDS = 4

@@ -17,10 +17,10 @@ import numpy as np
 
 from pipeline.cache.ahead import look_ahead
 from pipeline.cache.checksums import require_listed
-from pipeline.cache.contents import CONTENTS_INDEX, read_contents
-from pipeline.cache.groups import MOST_GROUPS, group_rows, name_index, read_groups
-from pipeline.cache.ids import BLOCKS, IDS, IdIndex
-from pipeline.cache.index import (
+from pipeline.cache.index.contents import CONTENTS_INDEX, read_contents
+from pipeline.cache.index.groups import MOST_GROUPS, group_rows, name_index, read_groups
+from pipeline.cache.index.ids import BLOCKS, IDS, IdIndex
+from pipeline.cache.index.splits import (
     SPLIT,
     RowRuns,
     find_split,
@@ -32,7 +32,7 @@ from pipeline.cache.names import require_own
 from pipeline.cache.open_shards import OpenShards
 from pipeline.cache.order import EpochOrder
 from pipeline.cache.output_head import read_head
-from pipeline.cache.view_file import is_view
+from pipeline.cache.views.file import is_view
 from pipeline.errors import CacheError, did_you_mean
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead
@@ -67,7 +67,7 @@ class TeacherCache:
         """
         folder = as_path(path)
         if is_view(folder):
-            from pipeline.cache.view import open_view  # which is made of caches
+            from pipeline.cache.views.view import open_view  # which is made of caches
 
             return open_view(folder)
         require_own(folder)

@@ -18,7 +18,7 @@ import torch
 from pipeline.cache.codecs import Entries, Ranking
 from pipeline.cache.columns import find_message
 from pipeline.cache.manifest import ColumnType, Draft
-from pipeline.cache.quantization import ENCODINGS
+from pipeline.cache.signals.quantization import ENCODINGS
 from pipeline.errors import DataError, NumericalError, say
 from pipeline.examples import CachedExample
 from pipeline.positions import pick_positions

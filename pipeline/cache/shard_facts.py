@@ -1,7 +1,7 @@
 """What shard.json says, compared with the manifest and with itself, before a row is looked for."""
 
 from pipeline.cache.manifest import Draft, ShardInfo
-from pipeline.cache.signals import list_arrays
+from pipeline.cache.signals.spec import list_arrays
 
 _LEAST = 2**30  # bytes that the vectors of any shard may take
 _RATIO = 100  # times the files of a larger one, of which chunks of zeros are left out

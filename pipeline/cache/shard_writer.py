@@ -17,12 +17,10 @@ import pyarrow as pa
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import sum_columns
-from pipeline.cache.contents import write_contents
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.gaps import hollow, require_few
-from pipeline.cache.hidden import HiddenWriter
+from pipeline.cache.index.contents import write_contents
 from pipeline.cache.manifest import Draft, ShardInfo
-from pipeline.cache.projection import Bases
 from pipeline.cache.rows import (
     check_example,
     count_features,
@@ -31,6 +29,8 @@ from pipeline.cache.rows import (
     make_schema,
 )
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD
+from pipeline.cache.signals.hidden import HiddenWriter
+from pipeline.cache.signals.projection import Bases
 from pipeline.errors import CacheError, NumericalError
 from pipeline.examples import CachedExample, Example
 from pipeline.identity import digest_example

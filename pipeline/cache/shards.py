@@ -18,14 +18,14 @@ import google_crc32c
 
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import name_damaged
-from pipeline.cache.hidden import BlockReader
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.messages import BROKEN
 from pipeline.cache.names import require_inside
-from pipeline.cache.quantization import Block
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
 from pipeline.cache.shard_facts import require_consistent
+from pipeline.cache.signals.hidden import BlockReader
+from pipeline.cache.signals.quantization import Block
 from pipeline.errors import CacheError, say
 from pipeline.storage import RangeReader, is_local, read_known
 

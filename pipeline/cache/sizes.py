@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.cache.messages import BROKEN, read_buffers
-from pipeline.cache.projection import FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import HIDDEN, ROWS
-from pipeline.cache.view import list_sources
+from pipeline.cache.signals.projection import FILE
+from pipeline.cache.views.view import list_sources
 from pipeline.errors import CacheError, say
 from pipeline.storage import is_local, list_files, map_file
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.cache.codecs import CODECS, MAX_CLASSES, Codec, Steps
-from pipeline.cache.signals import optional
+from pipeline.cache.signals.spec import optional
 from pipeline.config import StrictModel, member_of
 from pipeline.errors import ConfigError
 

@@ -16,7 +16,7 @@ from pipeline.cache import output_head
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import require_same, write_sealed
 from pipeline.cache.gaps import require_few
-from pipeline.cache.indexing import write_index
+from pipeline.cache.index.making import write_index
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -29,11 +29,11 @@ from pipeline.cache.manifest import (
     read_shard,
     write_manifest,
 )
-from pipeline.cache.projection import FILE, Bases
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.shards import SHARD, shard_folder
-from pipeline.cache.view_file import VIEW, is_view
+from pipeline.cache.signals.projection import FILE, Bases
+from pipeline.cache.views.file import VIEW, is_view
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writing_folder
 

@@ -18,10 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.cache import VectorType
-from pipeline.cache.chunks import CHUNK_ROWS
-from pipeline.cache.fidelity import Fidelity
-from pipeline.cache.hidden import HiddenWriter
-from pipeline.cache.projection import Bases
+from pipeline.cache.signals.chunks import CHUNK_ROWS
+from pipeline.cache.signals.fidelity import Fidelity
+from pipeline.cache.signals.hidden import HiddenWriter
+from pipeline.cache.signals.projection import Bases
 from pipeline.report.rows import ABSENT
 from stages.bench.setting import Setting
 from stages.hidden import HiddenConfig, make_signals

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import CacheWriter, Draft, Identity, Signal, TargetsSpec, TeacherCache
-from pipeline.cache.index import write_shards
+from pipeline.cache.index.splits import write_shards
 from pipeline.cache.manifest import MANIFEST, Manifest, Totals
 from pipeline.examples import CachedExample
 from pipeline.runs import write_json

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.groups import compose, count_before
-from pipeline.cache.hidden import LazySignals
-from pipeline.cache.index import RowRuns
+from pipeline.cache.index.groups import compose, count_before
+from pipeline.cache.index.splits import RowRuns
 from pipeline.cache.reader import TeacherCache
-from pipeline.cache.view_manifest import Seen
+from pipeline.cache.signals.hidden import LazySignals
+from pipeline.cache.views.manifest import Seen
 from pipeline.errors import MismatchError
 from pipeline.examples import CachedExample
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.cache.exclusive import create_exclusively
-from pipeline.cache.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
+from pipeline.cache.locking.exclusive import create_exclusively
+from pipeline.cache.locking.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import is_local, remove_folder, scratch_folder, write_bytes
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.index import RUNS, RowRuns, hash_id, read_table, write_table
+from pipeline.cache.index.splits import RUNS, RowRuns, hash_id, read_table, write_table
 
 MOST_GROUPS = 10_000  # more values are no groups but texts or ids
 

@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.index import hash_id, read_table, write_table
+from pipeline.cache.index.splits import hash_id, read_table, write_table
 from pipeline.cache.messages import BROKEN
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import RangeReader, map_file

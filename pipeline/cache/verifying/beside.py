@@ -6,10 +6,10 @@ from pathlib import Path
 from pipeline.cache import output_head
 from pipeline.cache.checksums import find_difference
 from pipeline.cache.documents import read_json
-from pipeline.cache.findings import Finding
-from pipeline.cache.index import SHARDS
+from pipeline.cache.index.splits import SHARDS
 from pipeline.cache.manifest import DRAFT, Files, Manifest
-from pipeline.cache.projection import FILE as PROJECTIONS_FILE
+from pipeline.cache.signals.projection import FILE as PROJECTIONS_FILE
+from pipeline.cache.verifying.findings import Finding
 from pipeline.errors import CacheError
 from pipeline.storage import hash_file, list_files
 

@@ -16,18 +16,18 @@ import pyarrow as pa
 import torch
 
 from pipeline.cache.checksums import find_difference
-from pipeline.cache.chunks import CHUNK_ROWS
 from pipeline.cache.columns import name_damaged
-from pipeline.cache.contents import CONTENTS
 from pipeline.cache.documents import read_json
-from pipeline.cache.findings import Finding, Kind
-from pipeline.cache.index import read_table
+from pipeline.cache.index.contents import CONTENTS
+from pipeline.cache.index.splits import read_table
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
-from pipeline.cache.quantization import SCALE
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import check_example, make_schema
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard, shard_folder
-from pipeline.cache.signals import list_arrays
+from pipeline.cache.signals.chunks import CHUNK_ROWS
+from pipeline.cache.signals.quantization import SCALE
+from pipeline.cache.signals.spec import list_arrays
+from pipeline.cache.verifying.findings import Finding, Kind
 from pipeline.errors import CacheError, StillroomError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example

@@ -15,9 +15,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
-from pipeline.cache.index import RUNS, RowRuns, read_table, require_runs
+from pipeline.cache.index.splits import RUNS, RowRuns, read_table, require_runs
 from pipeline.cache.names import Address, require_inside
-from pipeline.cache.signals import optional
+from pipeline.cache.signals.spec import optional
 from pipeline.config import StrictModel, canonical_json
 from pipeline.errors import CacheError
 from pipeline.storage import as_path, hash_file, is_local, write_bytes

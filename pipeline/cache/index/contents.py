@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.cache.index import read_table, write_table
+from pipeline.cache.index.splits import read_table, write_table
 from pipeline.cache.manifest import Draft
 from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.errors import CacheError

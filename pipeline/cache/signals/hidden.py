@@ -16,11 +16,11 @@ import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
-from pipeline.cache.chunks import CHUNK_ROWS, ChunkReader, ChunkWriter, Kind
-from pipeline.cache.fidelity import Fidelity, Sample
-from pipeline.cache.projection import Bases
-from pipeline.cache.quantization import ENCODINGS, Block
-from pipeline.cache.signals import Signal, list_arrays
+from pipeline.cache.signals.chunks import CHUNK_ROWS, ChunkReader, ChunkWriter, Kind
+from pipeline.cache.signals.fidelity import Fidelity, Sample
+from pipeline.cache.signals.projection import Bases
+from pipeline.cache.signals.quantization import ENCODINGS, Block
+from pipeline.cache.signals.spec import Signal, list_arrays
 from pipeline.errors import NumericalError
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.cache.projection import Basis
-from pipeline.cache.signals import optional
+from pipeline.cache.signals.projection import Basis
+from pipeline.cache.signals.spec import optional
 from pipeline.config import StrictModel
 
 _ROWS = 4096

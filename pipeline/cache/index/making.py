@@ -10,10 +10,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.contents import join_contents
-from pipeline.cache.groups import group_rows, write_groups
-from pipeline.cache.ids import write_ids
-from pipeline.cache.index import write_shards, write_split
+from pipeline.cache.index.contents import join_contents
+from pipeline.cache.index.groups import group_rows, write_groups
+from pipeline.cache.index.ids import write_ids
+from pipeline.cache.index.splits import write_shards, write_split
 from pipeline.cache.manifest import Draft
 from pipeline.cache.shards import SHARD, read_column, shard_folder
 from pipeline.storage import hash_file

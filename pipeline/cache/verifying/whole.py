@@ -18,9 +18,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipeline.cache.documents import SEAL
-from pipeline.cache.findings import Finding, Kind, Report
-from pipeline.cache.index import read_shards, read_table
-from pipeline.cache.indexing import write_index
+from pipeline.cache.index.making import write_index
+from pipeline.cache.index.splits import read_shards, read_table
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -30,12 +29,13 @@ from pipeline.cache.manifest import (
     read_manifest,
     unseal_manifest,
 )
-from pipeline.cache.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import SHARD, shard_folder
-from pipeline.cache.verifying_beside import check_beside
-from pipeline.cache.verifying_sample import check_row
-from pipeline.cache.verifying_shards import ShardCheck, shorten
+from pipeline.cache.signals.projection import FILE as PROJECTIONS_FILE
+from pipeline.cache.verifying.beside import check_beside
+from pipeline.cache.verifying.findings import Finding, Kind, Report
+from pipeline.cache.verifying.sample import check_row
+from pipeline.cache.verifying.shards import ShardCheck, shorten
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import hash_file, list_files
 

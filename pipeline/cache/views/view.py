@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.groups import count_before, join_runs, locate
-from pipeline.cache.index import RowRuns
+from pipeline.cache.index.groups import count_before, join_runs, locate
+from pipeline.cache.index.splits import RowRuns
 from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
 from pipeline.cache.names import require_own
 from pipeline.cache.reader import TeacherCache
-from pipeline.cache.view_file import (
+from pipeline.cache.views.file import (
     OverlaySource,
     PartSource,
     Source,
@@ -34,8 +34,8 @@ from pipeline.cache.view_file import (
     write_runs,
     write_view_file,
 )
-from pipeline.cache.view_manifest import describe_view
-from pipeline.cache.view_parts import Overlay, Part, Taken, all_rows
+from pipeline.cache.views.manifest import describe_view
+from pipeline.cache.views.parts import Overlay, Part, Taken, all_rows
 from pipeline.errors import CacheError, MismatchError
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead

@@ -9,7 +9,7 @@ twice. What others have claimed is waited for, and claimed if they die.
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.cache.locks import Occupant, lengthen_pauses
+from pipeline.cache.locking.locks import Occupant, lengthen_pauses
 from pipeline.cache.writer import CacheWriter
 from pipeline.errors import ConfigError
 

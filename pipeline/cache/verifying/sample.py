@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.cache.findings import Finding
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import shard_folder
-from pipeline.cache.verifying_shards import find_faults
+from pipeline.cache.verifying.findings import Finding
+from pipeline.cache.verifying.shards import find_faults
 from pipeline.errors import StillroomError
 from pipeline.identity import digest_example
 

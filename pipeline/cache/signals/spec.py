@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.cache.chunks import Kind
-from pipeline.cache.projection import PROJECTIONS, Projection
-from pipeline.cache.quantization import ENCODINGS, VectorType
+from pipeline.cache.signals.chunks import Kind
+from pipeline.cache.signals.projection import PROJECTIONS, Projection
+from pipeline.cache.signals.quantization import ENCODINGS, VectorType
 from pipeline.config import StrictModel, member_of
 
 MAX_WIDTH = 2**18  # of a vector; a chunk of 512 rows then takes half a gibibyte

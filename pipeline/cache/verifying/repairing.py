@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import read_json, write_sealed
-from pipeline.cache.findings import Report
-from pipeline.cache.indexing import write_index
+from pipeline.cache.index.making import write_index
 from pipeline.cache.manifest import DRAFT, MANIFEST, Draft, Manifest, read_manifest, write_manifest
-from pipeline.cache.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.shards import SHARD, shard_folder
-from pipeline.cache.verifying_beside import CAPTURE, CONFIG, SETTINGS
+from pipeline.cache.signals.projection import FILE as PROJECTIONS_FILE
+from pipeline.cache.verifying.beside import CAPTURE, CONFIG, SETTINGS
+from pipeline.cache.verifying.findings import Report
 from pipeline.cache.writer import OUTSIDE
 from pipeline.storage import remove_tree, sync_folder, sync_tree
 

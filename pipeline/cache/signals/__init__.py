@@ -1,0 +1,1 @@
+"""Hidden states of a cache: encoded, projected, measured, and read by chunks."""

@@ -1,0 +1,1 @@
+"""Rows of finished caches that are read as one cache."""
