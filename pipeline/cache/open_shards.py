@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cache.accepting import find_shift
 from pipeline.cache.ahead import Ahead
 from pipeline.cache.index.splits import read_shards
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.opened import Forks, Opened
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import find_shift
 from pipeline.cache.shards import Shard, read_column, shard_folder
 from pipeline.cache.signals.chunks import CHUNK_ROWS
 from pipeline.cache.signals.hidden import LazySignals

@@ -14,6 +14,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from pipeline.cache.accepting import check_example, count_features
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import sum_columns
@@ -21,13 +22,7 @@ from pipeline.cache.documents import write_sealed
 from pipeline.cache.gaps import hollow, require_few
 from pipeline.cache.index.contents import write_contents
 from pipeline.cache.manifest import Draft, ShardInfo
-from pipeline.cache.rows import (
-    check_example,
-    count_features,
-    encode_batch,
-    learn_ranking,
-    make_schema,
-)
+from pipeline.cache.rows import encode_batch, learn_ranking, make_schema
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD
 from pipeline.cache.signals.hidden import HiddenWriter
 from pipeline.cache.signals.projection import Bases

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.cache.accepting import check_example
 from pipeline.cache.checksums import find_difference
 from pipeline.cache.columns import name_damaged
 from pipeline.cache.documents import read_json
@@ -22,7 +23,7 @@ from pipeline.cache.index.contents import CONTENTS
 from pipeline.cache.index.splits import read_table
 from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import check_example, make_schema
+from pipeline.cache.rows import make_schema
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard, shard_folder
 from pipeline.cache.signals.chunks import CHUNK_ROWS
 from pipeline.cache.signals.quantization import SCALE
