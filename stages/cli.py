@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from pipeline.errors import ConfigError, StillroomError
-from pipeline.storage import as_path
-from stages import cache_commands
+from pipeline.errors import StillroomError
+from stages import cache_commands, run_commands
 from stages.shipped import find_config
 
-CONFIGS = Path(__file__).parent / "configs"
 _LONGEST = 4000  # letters of an error
 
 app = typer.Typer(
@@ -33,7 +28,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
 ]
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
-Runs = Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder that holds runs.")]
 
 
 # Stages are imported when they are run: transformers takes seconds to import.
@@ -111,94 +105,9 @@ def train_teacher_command(config: Config, set_: Overrides = None) -> None:
     )
 
 
-@app.command("evaluate")
-def evaluate_command(
-    runs: Runs,
-    split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
-) -> None:
-    """Measure finished students again on held-out examples of their cache.
-
-    Example: stillroom evaluate runs/demo/kd --split test
-    """
-    from pipeline.report.text import show_running
-    from stages.evaluate import evaluate
-
-    for run in runs:
-        table = Table("metric", "value", "unit", "slice", title=str(run))
-        for metric in evaluate(run, split):
-            table.add_row(
-                metric.name, f"{metric.value:.4g}", metric.unit, Text(show_running(metric.slice))
-            )
-        Console().print(table)
-
-
-@app.command("compare")
-def compare_command(
-    runs: Runs,
-    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
-) -> None:
-    """Compare finished runs in a table and in one self-contained HTML page.
-
-    Example: stillroom compare runs/demo --output runs/demo/report.html
-    """
-    from stages.compare import compare
-
-    print(f"report: {compare(runs, output)}")
-
-
-@app.command("export")
-def export_command(
-    source: Annotated[
-        Path, typer.Argument(parser=as_path, help="The folder of a finished student, or a cache.")
-    ],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="transformers, int8, onnx or sentence-transformers; parquet or jsonl of a cache."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Where it goes; RUN/exports/FORMAT or CACHE.FORMAT where left out."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Weights of a transformers folder: bfloat16, float16.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="What is measured: train, validation or test.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option(help="Of the student, for its card: apache-2.0, ...")
-    ] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Send it to the hub under this name.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Of a new repository.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --push: list what would be sent.")
-    ] = False,
-    hidden: Annotated[
-        bool, typer.Option("--hidden", help="Of a cache: the hidden states too.")
-    ] = False,
-) -> None:
-    """Write a finished student in a form to deploy, or a cache as a plain file.
-
-    Example: stillroom export runs/demo/kd --format int8
-    """
-    from stages.export import export, print_export, publish
-    from stages.export_cache import export_cache, is_cache
-
-    console = Console()
-    if is_cache(source):
-        given = {"--dtype": dtype, "--split": split, "--licence": licence, "--push": push}
-        _refuse_options(f"{source} is a cache", {name for name, value in given.items() if value})
-        export_cache(source, format or "parquet", output, hidden, console)
-        return
-    _refuse_options(f"{source} is no cache", {"--hidden"} if hidden else set())
-    done = export(source, format or "transformers", output, dtype, split, licence, push)
-    print_export(done, console)
-    if push is not None:
-        publish(done.folder, push, private, dry_run, console)
+app.command("evaluate")(run_commands.evaluate_command)
+app.command("compare")(run_commands.compare_command)
+app.command("export")(run_commands.export_command)
 
 
 @app.command("import")
@@ -265,11 +174,6 @@ app.command("filter")(cache_commands.filter_command)
 app.command("merge")(cache_commands.merge_command)
 app.command("extend")(cache_commands.extend_command)
 app.command("add-signal")(cache_commands.add_signal_command)
-
-
-def _refuse_options(why: str, given: set[str]) -> None:
-    if given:
-        raise ConfigError(f"{why}; leave out {', '.join(sorted(given))}")
 
 
 def main() -> None:
