@@ -31,15 +31,12 @@ from pipeline.metrics import Metric
 from pipeline.optimizing import LearningRates, group_settings
 from pipeline.outputs import read_knowledge
 from pipeline.terms import (
-    attach_projections,
     check_finite,
     count_units,
     fuse_head,
     name_terms,
     weigh_terms,
 )
-
-__all__ = ["DistillationTrainer", "attach_projections"]
 
 Evaluate = Callable[[nn.Module], Sequence[Metric]]
 

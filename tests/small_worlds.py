@@ -25,7 +25,8 @@ from pipeline.optimizing import LearningRates
 from pipeline.targets import UNLABELLED
 from pipeline.tasks.causal_lm import CausalLM
 from pipeline.teacher.sparse import sparse_targets
-from pipeline.trainer import DistillationTrainer, attach_projections
+from pipeline.terms import attach_projections
+from pipeline.trainer import DistillationTrainer
 
 V, TEACHER_WIDTH = 40, 6
 TEMPERATURES = (1.0, 2.0, 4.0)

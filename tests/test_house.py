@@ -93,6 +93,16 @@ def test_imports_run_downwards(name: str, path: Path) -> None:
         assert below or (same_floor and (top or same_room)), f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_no_module_has_300_lines_and_no_function_60(name: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines < 60, f"{name}.{node.name} has {lines}"
+
+
 def test_the_cache_opens_without_transformers() -> None:
     code = "import sys, pipeline.cache; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -34,8 +34,8 @@ from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.losses.labels import CrossEntropy
 from pipeline.outputs import run_student
-from pipeline.terms import name_terms, projections_of, sum_terms
-from pipeline.trainer import DistillationTrainer, attach_projections
+from pipeline.terms import attach_projections, name_terms, projections_of, sum_terms
+from pipeline.trainer import DistillationTrainer
 
 LOSS_CASES = pytest.mark.parametrize("loss", every_loss(), ids=name_loss)
 DIVISIBLE_LOSSES = pytest.mark.parametrize(
