@@ -1,5 +1,6 @@
 """Whoever works on a cache keeps others out or shares with them, and nobody waits for the dead."""
 
+import json
 import subprocess
 import threading
 import time
@@ -70,7 +71,7 @@ def elsewhere(cache: Path, claim: str | None = None, **changes: object) -> Owner
     """What a process of another machine left, or leaves."""
     owner = replace(
         Owner("feedfacefeedface", "cache-teacher", True, admitted=True, host="far", process=7),
-        **{"machine": "another", **changes},
+        **{"machine": "another", "patience": 0.5, **changes},
     )
     create_exclusively(cache / LOCKS / f"{owner.token}.json", owner.dump())
     if claim:
@@ -150,6 +151,20 @@ def test_a_process_id_that_was_given_again_is_not_taken_for_the_owner(tmp_path: 
         pass
 
 
+def test_what_a_newer_stillroom_says_of_an_owner_is_passed_over(tmp_path: Path) -> None:
+    owner = Owner("feedfacefeedface", "cache-teacher", False, admitted=True)
+    file = tmp_path / LOCKS / f"{owner.token}.json"
+    said = json.loads(owner.dump())
+    create_exclusively(file, json.dumps({**said, "rack": 7}).encode())
+    with pytest.raises(CacheError, match="has been at work"), occupy(tmp_path, "cache-teacher"):
+        pass
+    file.unlink()
+    for damage in ({"patience": "long"}, {"beat": None}, {"seen": []}):
+        create_exclusively(file, json.dumps({**said, **damage}).encode())
+        with occupy(tmp_path, "cache-teacher"):
+            pass
+
+
 def test_a_killed_process_counts_as_dead_before_its_parent_asks_for_it(tmp_path: Path) -> None:
     process = subprocess.Popen(["sleep", "60"])
     started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -170,11 +185,11 @@ def test_a_process_of_another_host_that_fell_silent_is_listened_for_and_then_tak
 ) -> None:
     elsewhere(tmp_path, "shard-00003")
     told: list[str] = []
-    with occupy(tmp_path, "cache-teacher", tell=told.append, patience=0.5):
+    with occupy(tmp_path, "cache-teacher", tell=told.append):
         pass
     assert ["listened for" in told[0], "has died" in told[1]] == [True, True]
     assert "process 7 on far" in told[1]
-    with occupy(tmp_path, "cache-teacher", shared=True, patience=0.5) as here:
+    with occupy(tmp_path, "cache-teacher", shared=True) as here:
         elsewhere(tmp_path, "shard-00003")
         assert not here.claim("shard-00003")
         while not here.claim("shard-00003"):
@@ -205,7 +220,7 @@ def test_one_whose_heart_beats_is_left_alone_whatever_its_clock_says(tmp_path: P
     try:
         with pytest.raises(CacheError, match="process 7 on far"), occupy(tmp_path, "verify"):
             pass
-        with occupy(tmp_path, "cache-teacher", shared=True, patience=0.5) as here:
+        with occupy(tmp_path, "cache-teacher", shared=True) as here:
             for _ in range(20):
                 assert not here.claim("shard-00003")
                 time.sleep(0.05)

@@ -25,6 +25,7 @@ from pipeline.storage.files import (
     writing_folder,
 )
 from pipeline.storage.kept import local_root
+from pipeline.storage.patience import read_seconds
 from pipeline.storage.places import Location, as_path, is_local
 from pipeline.storage.ranges import RangeReader, open_file, read_into
 from pipeline.storage.staging import scratch_folder
@@ -44,6 +45,7 @@ __all__ = [
     "open_file",
     "read_into",
     "read_known",
+    "read_seconds",
     "reading",
     "remove_folder",
     "remove_tree",

@@ -181,7 +181,7 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         """The file system of this process; fsspec keeps one for equal options."""
         options = dict(self._options)
         if self._store == "s3":
-            timeout = _seconds(TIMEOUT_VARIABLE, _TIMEOUT)
+            timeout = read_seconds(TIMEOUT_VARIABLE, _TIMEOUT)
             config = {"connect_timeout": timeout, "read_timeout": timeout}
             options["config_kwargs"] = config | options.get("config_kwargs", {})
         files = fsspec.filesystem(self._store, **options)
@@ -192,7 +192,7 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
     def _call(self, method: str, size: int, *args: Any, **kwargs: Any) -> Any:
         files = self._files()
         if isinstance(files, AsyncFileSystem):
-            limit = 2 * _seconds(TIMEOUT_VARIABLE, _TIMEOUT) + size / _SLOWEST
+            limit = 2 * read_seconds(TIMEOUT_VARIABLE, _TIMEOUT) + size / _SLOWEST
             return sync(files.loop, getattr(files, f"_{method}"), *args, timeout=limit, **kwargs)
         return getattr(files, method)(*args, **kwargs)
 
@@ -205,7 +205,7 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
             done: what was to be done to the path, for the error.
             missing: what it means that something is not found, where that is an error.
         """
-        patience = _seconds(PATIENCE_VARIABLE, _PATIENCE)
+        patience = read_seconds(PATIENCE_VARIABLE, _PATIENCE)
         began = time.monotonic()
         url = f"{self._store}://{path}"
         for tries in range(1, _TRIES + 1):
@@ -281,7 +281,7 @@ def _say(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _seconds(variable: str, default: float) -> float:
+def read_seconds(variable: str, default: float) -> float:
     """A length of time from the environment.
 
     Raises:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.cache.locking.exclusive import create_exclusively
-from pipeline.cache.locking.owners import BEATS, PATIENCE_SECONDS, Owner, Witness
+from pipeline.cache.locking.owners import BEATS, Owner, Witness
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import is_local, remove_folder, scratch_folder, write_bytes
 
@@ -36,7 +36,6 @@ def occupy(
     purpose: str,
     shared: bool = False,
     tell: Callable[[str], object] = lambda line: None,
-    patience: float = PATIENCE_SECONDS,
 ) -> Iterator["Occupant"]:
     """Work on a cache, alone or beside others that share it too.
 
@@ -45,13 +44,12 @@ def occupy(
         purpose: the command, for whoever is refused because of it.
         shared: whether others may work beside this one, if they share too.
         tell: given one line for each dead process whose place is taken.
-        patience: seconds without a heartbeat after which a process elsewhere counts as dead.
 
     Raises:
         CacheError: somebody else is at work there, or the folder cannot be written.
     """
     owner = Owner(secrets.token_hex(8), purpose, shared)
-    occupant = Occupant(cache, owner, tell, patience)
+    occupant = Occupant(cache, owner, tell)
     try:
         occupant.enter()
         yield occupant
@@ -68,15 +66,12 @@ class Occupant:
         tell: given one line of what the user should know.
     """
 
-    def __init__(
-        self, cache: Path, owner: Owner, tell: Callable[[str], object], patience: float
-    ) -> None:
+    def __init__(self, cache: Path, owner: Owner, tell: Callable[[str], object]) -> None:
         self.cache = cache
         self.owner = owner
         self.tell = tell
-        self._patience = patience
         self._folder = cache / LOCKS
-        self._witness = Witness(patience)
+        self._witness = Witness()
         self._told: set[str] = set()
         self._alone = False  # then nothing needs to be claimed
         self._writing = threading.Lock()
@@ -158,13 +153,19 @@ class Occupant:
         finally:
             self.release(name)
 
-    def require(self) -> None:
+    def require(self, name: str | None = None) -> None:
         """Make sure that nobody took this process for dead.
+
+        Args:
+            name: of a piece of work that it has claimed.
 
         Raises:
             CacheError: somebody did, and may be at the same work.
         """
-        if not self._file.is_file():
+        lost = not self._file.is_file()
+        if name is not None and not self._alone:
+            lost = lost or self._follow(name)[-1:] != [self.owner.token]
+        if lost:
             raise CacheError(
                 f"{self.cache}: was taken over by another process, or removed, while this one gave"
                 " no sign of life; finished shards are safe, run the same command again to continue"
@@ -186,7 +187,7 @@ class Occupant:
             write_bytes(self._file, self.owner.dump())
 
     def _beat(self) -> None:
-        while not self._leaving.wait(self._patience / BEATS):
+        while not self._leaving.wait(self.owner.patience / BEATS):
             with suppress(OSError, StoreError):  # the disk, or the store, may come back
                 if self._file.is_file():
                     self._write()
@@ -203,7 +204,7 @@ class Occupant:
     def _has_died(self, token: str) -> bool:
         content = _read(self._folder / (token + _OWNER))
         if not token:  # just created, on a disk without links; or left so for ever
-            return self._witness.hears(token, 0) is False
+            return self._witness.hears(token, 0, self.owner.patience) is False
         owner = None if content is None else Owner.parse(content)
         if owner is None:
             return True
@@ -227,7 +228,7 @@ class Occupant:
                     break
                 alive = self._witness.is_alive(owner)
                 if alive is None and waiting:
-                    self._tell_of(owner, f"is listened for, up to {self._patience:.0f} s")
+                    self._tell_of(owner, f"is listened for, up to {owner.patience:.0f} s")
                     time.sleep(next(pauses))
                     continue
                 if alive is False:

@@ -1,9 +1,9 @@
 """A process that works on a cache, and whether it still lives.
 
 On its own machine the process id tells, with the time at which the process began, since ids are
-used again. Elsewhere its heartbeat tells: it rewrites its file every ten seconds with a number one
-higher. Whoever waits compares what it reads with what it read before, so the clocks of two machines
-need not agree.
+used again. Elsewhere its heartbeat tells: it rewrites its file, every ten seconds unless it is told
+otherwise, with a number one higher. Whoever waits compares what it reads with what it read before,
+so the clocks of two machines need not agree, and waits for as long as the other one says.
 """
 
 import json
@@ -11,14 +11,26 @@ import os
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 60.0  # without a heartbeat
-BEATS = 6  # in that time
+from pipeline.storage import read_seconds
+
+PATIENCE_VARIABLE = "STILLROOM_LOCK_PATIENCE"
+BEATS = 6  # while others are patient
+_PATIENCE = 60.0
 _ABANDONED_SECONDS = 3600.0  # so old by the clock that nobody needs to watch it
+
+
+def find_patience() -> float:
+    """Seconds without a heartbeat after which this process may be taken for dead.
+
+    Raises:
+        StoreError: the environment says what is no number above 0.
+    """
+    return min(_ABANDONED_SECONDS, read_seconds(PATIENCE_VARIABLE, _PATIENCE))
 
 
 def find_machine() -> str:
@@ -44,6 +56,7 @@ class Owner:
         machine: tells machines and containers of one host name apart.
         started: when the process began, as the machine counts; empty where it does not say.
         beat: how many heartbeats there were; seen: seconds since 1970 at the last one.
+        patience: seconds without one after which whoever waits may take it for dead.
     """
 
     token: str
@@ -57,14 +70,20 @@ class Owner:
     started: str = field(default_factory=lambda: _find_start(os.getpid()) or "")
     beat: int = 0
     seen: float = field(default_factory=time.time)
+    patience: float = field(default_factory=find_patience)
 
     @classmethod
     def parse(cls, content: bytes) -> "Owner | None":
-        """Read what `dump` gave; None where it is damaged."""
+        """Read what `dump` gave; None where it is damaged. A newer Stillroom may say more."""
         try:
-            return cls(**json.loads(content))
-        except (ValueError, TypeError):
+            known = {one.name for one in fields(cls)}
+            said = {name: value for name, value in json.loads(content).items() if name in known}
+            owner = cls(**said)
+        except (AttributeError, ValueError, TypeError):
             return None
+        fits = isinstance(owner.beat, int) and isinstance(owner.process, int)
+        times = all(isinstance(number, int | float) for number in (owner.seen, owner.patience))
+        return owner if fits and times else None
 
     def dump(self) -> bytes:
         """The content of its file."""
@@ -81,14 +100,8 @@ class Owner:
 class Witness:
     """Remembers when others last gave a sign of life."""
 
-    def __init__(self, patience: float) -> None:
-        """Begin to listen.
-
-        Args:
-            patience: seconds without a heartbeat after which a process counts as dead.
-        """
+    def __init__(self) -> None:
         self._machine = find_machine()
-        self._patience = patience
         self._heard: dict[str, tuple[int, float, bool]] = {}
 
     def is_alive(self, owner: Owner) -> bool | None:
@@ -99,16 +112,16 @@ class Witness:
                 return runs
         elif time.time() - owner.seen > _ABANDONED_SECONDS:
             return False
-        return self.hears(owner.token, owner.beat)
+        return self.hears(owner.token, owner.beat, min(_ABANDONED_SECONDS, owner.patience))
 
-    def hears(self, token: str, beat: int) -> bool | None:
-        """Note a number; whether it moves: False where it has not for as long as we wait."""
+    def hears(self, token: str, beat: int, patience: float) -> bool | None:
+        """Note a number; whether it moves: False where it has not for so many seconds."""
         now = time.monotonic()
         before, since, moved = self._heard.get(token, (beat, now, False))
         if before != beat:
             since, moved = now, True
         self._heard[token] = (beat, since, moved)
-        if now - since > self._patience:
+        if now - since > patience:
             return False
         return True if moved else None
 
