@@ -200,6 +200,7 @@ class _Sink:
         """Write every shard of the answers; those of one follow each other."""
         for index, group in groupby(answers, lambda answer: answer.shard):
             tokens = targets = 0
+            self._capture.shards.require(index)  # a folder here is emptied at once
             with self._capture.writer.shard(index) as shard:
                 for example, reason in _in_order(group, self._capture.lenient):
                     tokens += len(example.input_ids)
@@ -208,7 +209,7 @@ class _Sink:
                         shard.add(example, self._capture.lenient)
                     else:
                         shard.skip(example, str(reason))
-                self._capture.shards.require_place()
+                self._capture.shards.require(index)  # it is sealed now, or sent
             self._note(index, tokens, targets)
             self._capture.shards.give_back(index)
 

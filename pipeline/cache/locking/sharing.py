@@ -44,7 +44,7 @@ class Shards:
         told = False
         while self._missing():
             yield
-            self.require_place()
+            self._here.require()
             missing = self._missing()
             if missing:
                 if not told:
@@ -73,9 +73,9 @@ class Shards:
         """Let go of a shard that stands."""
         self._here.release(_name(index))
 
-    def require_place(self) -> None:
-        """Make sure that nobody took this process for dead; see `Occupant.require`."""
-        self._here.require()
+    def require(self, index: int) -> None:
+        """Make sure that a shard was not taken over from this process; see `Occupant.require`."""
+        self._here.require(_name(index))
 
     def _order(self) -> Iterator[int]:
         if not self._writer.ready and 0 not in self.wanted:
