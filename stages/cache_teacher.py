@@ -88,7 +88,8 @@ class Growth:
     Attributes:
         choose: of the data's examples, those to ask about.
         check: refuses a draft that does not fit that cache.
-        rows: what is told of the data where its examples come from that cache; None loads them.
+        rows: the data, or what is told of it where its examples come from that cache; None loads
+            it.
     """
 
     choose: Callable[[Iterable[Example]], Iterable[Example]]

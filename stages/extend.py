@@ -27,11 +27,16 @@ from pipeline.cache import (
 from pipeline.errors import ConfigError, MismatchError, StillroomError
 from pipeline.examples import Example
 from pipeline.identity import digest_example
+from pipeline.sources import Rows, load_rows
 from pipeline.storage import remove_tree
 from stages.cache_teacher import CacheConfig, Growth, cache_teacher
 from stages.writing import lets_write
 
 _ADDED = "added"
+_ALONE = (
+    "rows packed into blocks extend a cache where the config has the new rows alone, with ids of"
+    " their own"
+)
 
 
 class _NothingNewError(StillroomError):
@@ -53,6 +58,7 @@ def extend(
         replace: whether an example whose content changed takes the place of the cached one.
 
     Raises:
+        ConfigError: a teacher that writes what it is asked about, or blocks to be replaced.
         MismatchError: another teacher, tokenizer, task or other settings than the cache's.
         StillroomError: what the capture found wrong, or an id with other content than cached.
     """
@@ -62,11 +68,17 @@ def extend(
             "extend: here the teacher writes what it is asked about, for every row; cache the new"
             " rows by themselves and join the two with `stillroom merge`"
         )
+    packed = bool(getattr(config.task, "packing", False))
+    if packed and replace:
+        raise ConfigError(
+            "extend: --replace takes one example for another, but a packed one is a block of"
+            " several rows; leave it out, or cache the changed data into another output"
+        )
     added = output / _ADDED
     _give_bases(cache, added)
-    packed = bool(getattr(config.task, "packing", False))
     fits = partial(require_fits, cache.path, cache.manifest)
-    growth = Growth(partial(_leave_out, cache, replace, packed), fits)
+    rows = load_rows(config.data) if packed else None
+    growth = Growth(partial(_leave_out, cache, replace, rows), fits, rows)
     try:
         cache_teacher(config.model_copy(update={"output": added}), progress, growth)
     except _NothingNewError:
@@ -99,25 +111,42 @@ def _give_bases(cache: TeacherCache, added: Path) -> None:
 
 
 def _leave_out(
-    cache: TeacherCache, replace: bool, packed: bool, examples: Iterable[Example]
+    cache: TeacherCache, replace: bool, packed: Rows | None, examples: Iterable[Example]
 ) -> Iterator[Example]:
     """Those that the cache does not hold.
 
+    Args:
+        packed: the rows of which the examples are blocks; None where each is of one row.
+
     Raises:
-        MismatchError: an id that it holds with other content, unless that is to be replaced.
+        MismatchError: an id that it holds with other content, unless that is to be replaced; rows
+            that it holds in other blocks.
     """
-    new = False
+    new, held = False, 0
     for example in examples:
         row = cache.find_row(example.example_id)
         if row is not None:
             if cache.content(row) == digest_example(example):
+                held += 1
                 continue
             if not replace:
-                raise _other_content(cache, example.example_id, packed)
+                raise _other_content(cache, example.example_id, packed is not None)
         new = True
         yield example
+    if new and packed is not None and held < len(cache) and (name := _find_shared(cache, packed)):
+        raise MismatchError(
+            f"{cache.path}: holds row {name!r} of the data in a block with other rows, and it would"
+            f" be asked about twice; {_ALONE}"
+        )
     if not new:
         raise _NothingNewError(f"{cache.path}: holds all examples already")
+
+
+def _find_shared(cache: TeacherCache, rows: Rows) -> str | None:
+    """A row of the data with which a block of the cache begins; None where there is none."""
+    names = {str(row["id"]) for row in rows}
+    first = (block.rpartition("@")[0] for block in cache.ids())
+    return next((name for name in first if name in names), None)
 
 
 def _join(
@@ -141,7 +170,7 @@ def _other_content(cache: TeacherCache, example_id: str, packed: bool) -> Mismat
         " new one in its place with --replace"
     )
     if packed:  # what a block holds depends on the rows beside it
-        remedy = "rows packed into blocks extend a cache where the config has the new rows alone"
+        remedy = _ALONE
     return MismatchError(
         f"{cache.path}: holds example {example_id!r} with other content than the data; {remedy}"
     )

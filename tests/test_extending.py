@@ -106,8 +106,7 @@ def test_a_cache_with_an_added_layer_grows_by_examples_that_have_it(
 def test_nothing_new_is_said_and_asks_no_teacher(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = tmp_path / "teacher" / "model.safetensors"
-    weights.write_bytes(b"?" * 100)  # whoever loads this fails
+    break_teacher(tmp_path)
     found = extend(cache, ask(tmp_path, OLD), tmp_path / "larger")
     assert found.path == cache and len(found) == len(OLD)
     assert "nothing is new" in capsys.readouterr().out
@@ -153,19 +152,55 @@ def test_changed_content_is_refused_or_takes_its_place(cache: Path, tmp_path: Pa
         grow(tmp_path, changed)
 
 
+def pack(root: Path, rows: list[dict[str, Any]], **data: Any) -> dict[str, Any]:
+    """Settings of a language model that reads several rows in one block; carries nothing."""
+    data = {"source": str(write_rows(root / "packed.jsonl", rows)), **data}
+    return {"task": {"name": "causal-lm", "block_size": 32}, "hidden": {}, "data": data}
+
+
+def break_teacher(root: Path) -> None:
+    """Whoever loads it from now on fails."""
+    (root / "teacher" / "model.safetensors").write_bytes(b"?" * 100)
+
+
 def test_packed_rows_extend_a_cache_by_themselves(tmp_path: Path) -> None:
     save_teacher(tmp_path / "teacher", make_llama())
-
-    def pack(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        data = {"source": str(write_rows(tmp_path / "packed.jsonl", rows))}  # nothing carried
-        return {"task": {"name": "causal-lm", "block_size": 32}, "hidden": {}, "data": data}
-
-    cache_teacher(ask(tmp_path, [], **pack(OLD)), progress=False)
-    with pytest.raises(MismatchError, match="where the config has the new rows alone"):
-        grow(tmp_path, [], **pack([*OLD[:9], *NEW, *OLD[9:]]))
-    view = grow(tmp_path, [], **pack(NEW))
+    cache_teacher(ask(tmp_path, [], **pack(tmp_path, OLD)), progress=False)
+    view = grow(tmp_path, [], **pack(tmp_path, NEW))
     assert len(view.parts) == 2
     assert any(len(view[row].segment_lengths) > 1 for row in range(len(view)))
+
+
+@pytest.mark.parametrize(
+    "rows", [[*OLD[:9], *NEW, *OLD[9:]], [*NEW[:2], *OLD], [*NEW, OLD[4]], [*OLD, *NEW]]
+)
+def test_rows_that_would_be_packed_anew_are_refused_before_the_teacher_is_loaded(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    save_teacher(tmp_path / "teacher", make_llama())
+    cache_teacher(ask(tmp_path, [], **pack(tmp_path, OLD)), progress=False)
+    break_teacher(tmp_path)
+    with pytest.raises(MismatchError, match="where the config has the new rows alone"):
+        grow(tmp_path, [], **pack(tmp_path, rows))
+    with pytest.raises(ConfigError, match="extend: --replace takes one example for another"):
+        grow(tmp_path, [], again=True, **pack(tmp_path, rows))
+    assert not (tmp_path / "larger" / "view.json").exists()
+
+
+def test_packed_rows_may_be_there_again_where_their_blocks_are_the_same(tmp_path: Path) -> None:
+    """Blocks never mix languages, so that another one leaves those that stand as they are."""
+    save_teacher(tmp_path / "teacher", make_llama())
+    old = [{**row, "language": "en"} for row in OLD]
+    new = [{**row, "language": "de"} for row in NEW]
+    carried = {"carry": ["language"]}
+    base = cache_teacher(ask(tmp_path, [], **pack(tmp_path, old, **carried)), progress=False)
+    view = grow(tmp_path, [], **pack(tmp_path, [*new, *old], **carried))
+    fresh = view.group("language")["de"]
+    assert len(fresh) + len(TeacherCache.open(base)) == len(view)
+    whole = ask(tmp_path, [], output=str(tmp_path / "whole"), **pack(tmp_path, new, **carried))
+    assert list(TeacherCache.open(cache_teacher(whole, progress=False)).ids()) == [
+        view[row].example_id for row in fresh
+    ]
 
 
 @pytest.mark.parametrize(
@@ -210,11 +245,3 @@ def test_what_is_added_is_projected_like_what_stands(tmp_path: Path) -> None:
     assert view.manifest.head == base.manifest.head
     assert view[len(view) - 1].hidden["layer.2"].shape[1] == 20
     assert torch.equal(view.read_head().weight, base.read_head().weight)
-
-
-def test_a_teacher_that_writes_its_targets_is_not_asked_to_write_all_again(
-    cache: Path, tmp_path: Path
-) -> None:
-    writes = {"name": "seq2seq", "targets": "generated"}
-    with pytest.raises(ConfigError, match="join the two with `stillroom merge`"):
-        grow(tmp_path, ROWS, task=writes)

@@ -33,6 +33,8 @@ from pipeline.tasks import CausalLM
 from pipeline.tasks.generation import Generation, Writer
 from pipeline.text_metrics import measure_texts
 from stages.cache_teacher import CacheConfig, cache_teacher
+from stages.extend import extend
+from stages.merge import merge
 from stages.train_student import train_student
 
 BEAMS = {"num_beams": 2, "max_new_tokens": 6, "batch_size": 4}
@@ -97,6 +99,22 @@ def test_several_drawn_texts_of_a_source_are_examples_of_their_own(tmp_path: Pat
     assert len(train) == 2 * 22
     assert sum(a != b for a, b in zip(train[::2], train[1::2], strict=True)) > 15
     assert opened.by_id("pair 25").columns["generated"] is None
+
+
+def test_new_sources_join_a_cache_of_written_targets_by_themselves(tmp_path: Path) -> None:
+    caches = []
+    for name, pairs in (("a", make_pairs(30)[:20]), ("b", make_pairs(30)[20:])):
+        source = str(write_rows(tmp_path / f"{name}.jsonl", pairs))
+        data = {"source": source, "columns": {"source": "en", "target": "de"}}
+        output = str(tmp_path / name)
+        config = make_generated_config(tmp_path, BEAMS, data=data, output=output)
+        caches.append(cache_teacher(config, progress=False))
+    both = merge(caches, tmp_path / "both")
+    assert list(both.ids()) == [f"pair {number}" for number in range(30)]
+    assert all(both[row].columns["generated"] for row in range(30))
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"?" * 100)  # not even loaded
+    with pytest.raises(ConfigError, match=r"the new rows by themselves .*`stillroom merge`"):
+        extend(caches[0], make_generated_config(tmp_path, BEAMS), tmp_path / "c", progress=False)
 
 
 class StoppedError(Exception):
