@@ -52,7 +52,7 @@ class Capture:
         seed: of the tail draws.
         shards: those that are to be written.
         log: told after every shard.
-        unfit: why the teacher cannot be asked about an example, None where it can.
+        unfit: why the teacher is not asked about an example, None where it is.
         lenient: whether an example that it could not answer is skipped.
         progress: told the tokens of every batch that was asked, and the bytes that are safe.
     """
@@ -113,7 +113,7 @@ class Capture:
         unfit: dict[int, tuple[Example, str]] = {}
         asked: dict[int, Example] = {}
         for row, example in zip(question.rows, question.examples, strict=True):
-            if self.lenient and (reason := self.unfit(example)) is not None:
+            if (reason := self.unfit(example)) is not None:
                 unfit[row] = example, reason
             else:
                 asked[row] = example

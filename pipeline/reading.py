@@ -50,19 +50,23 @@ class Reading:
         assert self.own_rows is not None
         return JoinedExamples(self.cache, self.task, self.own_rows, self.tokenizer)
 
-    def select(self, split: str) -> Selection:
-        """The examples of a split.
+    def select(self, split: str, without: Collection[str] = ()) -> Selection:
+        """The examples of a split that the teacher answered.
+
+        Args:
+            without: ids to leave out too, as another teacher did not answer them.
 
         Raises:
             StillroomError: there is none.
         """
         if self.own_rows is None:
-            return Selection(self.cache, self.cache.split_indices(split))
+            rows = self.cache.split_indices(split)
+            return Selection(self.cache, self.cache.leave_out(rows, without))
+        gaps = {*self.cache.skipped, *without}
         found = [
             row
             for row, example in enumerate(self.own_rows)
-            if example.columns.get("split") == split
-            and example.example_id not in self.cache.skipped
+            if example.columns.get("split") == split and example.example_id not in gaps
         ]
         if not found:
             raise DataError(f"inputs: no example is in split {split!r}; see inputs.splits")
@@ -268,8 +272,8 @@ def _cached_rows(cache: TeacherCache, task: Task) -> Iterator[dict[str, Any]]:
                 f" add {column} to data.carry and cache the teacher again, or name the data under"
                 " inputs"
             )
-    for index in range(len(cache)):
-        yield task.row(cache[index])
+    for index in cache.answered:
+        yield task.row(cache[int(index)])
 
 
 def _tokenizer_message(cache: TeacherCache, tokenizer: Any, student_name: str) -> str:

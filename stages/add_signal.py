@@ -84,7 +84,10 @@ def add_signal(
     config = _make_config(cache, asked, hotter)
     config = config.model_copy(update={"output": output / _ADDED})
     growth = Growth(
-        lambda _: _read_examples(cache), partial(_check, cache, hotter), _Told.of(cache)
+        lambda _: _read_examples(cache),
+        partial(_check, cache, hotter),
+        _Told.of(cache),
+        cache.skipped,
     )
     added = TeacherCache.open(cache_teacher(config, progress, growth))
     _require_same_choices(cache, added, console)

@@ -4,6 +4,7 @@ config, data -- with_needs, with_labels --> task, settings -- make_spec --> what
 examples -- check_fit, find_misfit --> those that the teacher can read
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.attention import name_attention
@@ -52,8 +53,17 @@ def with_labels(task: Task, rows: Rows) -> Task:
     return task.model_copy(update={"labels": named or rows.label_names})
 
 
-def find_misfit(teacher: Teacher, task: Task, example: Example) -> str | None:
-    """Why the teacher cannot read an example, None where it can."""
+def find_misfit(
+    teacher: Teacher, task: Task, gaps: Mapping[str, str], lenient: bool, example: Example
+) -> str | None:
+    """Why the teacher is not asked about an example, None where it is.
+
+    Args:
+        gaps: ids that are known to have no answer, and why.
+        lenient: whether one that it cannot read is skipped; `check_fit` has found none otherwise.
+    """
+    if example.example_id in gaps or not lenient:
+        return gaps.get(example.example_id)
     whole = task.segments == "parts"
     length = len(example.input_ids) if whole else int(example.segment_lengths.max(initial=0))
     limit = teacher.max_positions

@@ -9,7 +9,7 @@ that are missing; a finished one is compared with what is asked for and left as 
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,11 +90,13 @@ class Growth:
         check: refuses a draft that does not fit that cache.
         rows: the data, or what is told of it where its examples come from that cache; None loads
             it.
+        gaps: ids that are not asked about, and why: the cache has no answer to them either.
     """
 
     choose: Callable[[Iterable[Example]], Iterable[Example]]
     check: Callable[[Draft], None]
     rows: Rows | None = None
+    gaps: Mapping[str, str] = field(default_factory=dict)
 
 
 @quiet_libraries()
@@ -175,7 +177,9 @@ def _capture(
         spool = Spool.write(here.scratch, examples if growth is None else growth.choose(examples))
     try:
         teacher = teacher or _load_teacher(config, task, tokenizer)
-        check_fit(teacher, task, tokenizer, spool, config.on_error == "skip")
+        gaps = {} if growth is None else growth.gaps
+        lenient = config.on_error == "skip"
+        check_fit(teacher, task, tokenizer, spool, lenient or bool(gaps))
         spec = make_spec(config, teacher)
         draft = make_draft(config, task, rows, tokenizer, teacher, spec, spool)
         if growth is not None:
@@ -199,8 +203,8 @@ def _capture(
                 seed=config.seed,
                 shards=Shards(writer, here, wanted),
                 log=log,
-                unfit=partial(find_misfit, teacher, task),
-                lenient=config.on_error == "skip",
+                unfit=partial(find_misfit, teacher, task, gaps, lenient),
+                lenient=lenient,
                 progress=bar.advance,
             ).run()
         _finish(config, writer, log, here)

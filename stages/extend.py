@@ -24,6 +24,7 @@ from pipeline.cache import (
     select_rows,
     write_view,
 )
+from pipeline.cache.gaps import unasked
 from pipeline.errors import ConfigError, MismatchError, StillroomError
 from pipeline.examples import Example
 from pipeline.identity import digest_example
@@ -113,7 +114,7 @@ def _give_bases(cache: TeacherCache, added: Path) -> None:
 def _leave_out(
     cache: TeacherCache, replace: bool, packed: Rows | None, examples: Iterable[Example]
 ) -> Iterator[Example]:
-    """Those that the cache does not hold.
+    """Those that the cache does not hold; what the teacher could not answer is not asked again.
 
     Args:
         packed: the rows of which the examples are blocks; None where each is of one row.
@@ -126,7 +127,8 @@ def _leave_out(
     for example in examples:
         row = cache.find_row(example.example_id)
         if row is not None:
-            if cache.content(row) == digest_example(example):
+            asked = unasked(example) if example.example_id in cache.skipped else example
+            if cache.content(row) == digest_example(asked):
                 held += 1
                 continue
             if not replace:

@@ -118,7 +118,8 @@ def _introduce(loss: Loss, depth: int, cache: TeacherCache) -> Loss:
 
 def choose_examples(config: "StudentConfig", reading: Reading, losses: Sequence[Loss]) -> Selection:
     """What the student learns from, and how often an epoch shows it."""
-    train = reading.select("train")
+    further = config.further_teachers.open() if config.further_teachers is not None else {}
+    train = reading.select("train", {name for cache in further.values() for name in cache.skipped})
     if reading.own_rows is not None and all(loss.unit == "labels" for loss in losses):
         rows = reading.own_rows  # a row without a label teaches such a student nothing
         labelled = [i for i in train.indices if (rows[i].label_ids != UNLABELLED).any()]

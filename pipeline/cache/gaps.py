@@ -36,7 +36,7 @@ def require_few(skipped: int, num_examples: int, example_id: str, reason: str) -
 
 def hollow(example: Example, draft: Draft) -> CachedExample:
     """The example with nothing asked and nothing answered; a vector per example is zeros."""
-    layout, none = draft.layout, np.zeros(0, dtype=np.int32)
+    layout = draft.layout
     targets = Targets(
         ids=torch.zeros(0, layout.top_k, dtype=torch.int64),
         logits=torch.zeros(0, layout.top_k),
@@ -52,9 +52,11 @@ def hollow(example: Example, draft: Draft) -> CachedExample:
         name: torch.zeros(int(signal.per == "example"), signal.given_width)
         for name, signal in draft.signals.items()
     }
-    own = {field.name: getattr(example, field.name) for field in fields(Example)}
-    return replace(
-        CachedExample(**own, targets=targets, hidden=hidden),
-        target_positions=none,
-        label_ids=none,
-    )
+    own = {field.name: getattr(unasked(example), field.name) for field in fields(Example)}
+    return CachedExample(**own, targets=targets, hidden=hidden)
+
+
+def unasked(example: Example) -> Example:
+    """The example with nothing asked, as a cache holds one that was skipped."""
+    none = np.zeros(0, dtype=np.int32)
+    return replace(example, target_positions=none, label_ids=none)

@@ -7,7 +7,7 @@ cache is safe in threads and after a fork, and is pickled as its path, so that i
 DataLoader workers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -173,12 +173,13 @@ class TeacherCache:
     @cached_property
     def answered(self) -> RowRuns:
         """The rows that the teacher answered, ascending: all but those skipped."""
-        return self._leave_out(RowRuns(np.array([0]), np.array([len(self)])))
+        return self.leave_out(RowRuns(np.array([0]), np.array([len(self)])), self.skipped)
 
-    def _leave_out(self, rows: RowRuns) -> RowRuns:
-        if not self.skipped:
+    def leave_out(self, rows: RowRuns, ids: Collection[str]) -> RowRuns:
+        """Ascending rows without those of some ids, which the cache need not have."""
+        if not ids:
             return rows
-        gaps = [row for row in map(self.find_row, self.skipped) if row is not None]
+        gaps = [row for row in map(self.find_row, ids) if row is not None]
         return RowRuns.of(np.setdiff1d(np.asarray(rows), np.array(gaps, dtype=np.int64)))
 
     def split_indices(self, split: str) -> RowRuns:
@@ -191,7 +192,7 @@ class TeacherCache:
             raise CacheError(
                 f"{self.path}: carries no column 'split'; cache the teacher again with it"
             )
-        rows = self._leave_out(self._find_split(split))
+        rows = self.leave_out(self._find_split(split), self.skipped)
         if not len(rows):
             hint = did_you_mean(split, self._list_splits())
             raise CacheError(f"{self.path}: has no split {split!r}{hint}")
