@@ -21,6 +21,8 @@ import torch
 
 from pipeline.cache import CacheWriter
 from pipeline.cache.locking.sharing import Shards
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.signals.hidden import OutgrownError
 from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.examples import CachedExample, Example
 from pipeline.tasks.base import Batch
@@ -198,20 +200,32 @@ class _Sink:
 
     def write(self, answers: Iterator[_Answer]) -> None:
         """Write every shard of the answers; those of one follow each other."""
+        capture = self._capture
         for index, group in groupby(answers, lambda answer: answer.shard):
-            tokens = targets = 0
-            self._capture.shards.require(index)  # a folder here is emptied at once
-            with self._capture.writer.shard(index) as shard:
-                for example, reason in _in_order(group, self._capture.lenient):
-                    tokens += len(example.input_ids)
-                    if isinstance(example, CachedExample):
-                        targets += len(example.targets)
-                        shard.add(example, self._capture.lenient)
-                    else:
-                        shard.skip(example, str(reason))
-                self._capture.shards.require(index)  # it is sealed now, or sent
-            self._note(index, tokens, targets)
-            self._capture.shards.give_back(index)
+            capture.shards.require(index)  # a folder here is emptied at once
+            try:
+                with capture.writer.shard(index) as shard:
+                    counts = self._fill(shard, group)
+                    capture.shards.require(index)  # it is sealed now, or sent
+            except OutgrownError:
+                if not capture.lenient:
+                    raise
+                capture.shards.put_back(index)  # whose vectors these are is known next time
+            else:
+                self._note(index, *counts)
+                capture.shards.give_back(index)
+
+    def _fill(self, shard: ShardWriter, answers: Iterator[_Answer]) -> tuple[int, int]:
+        """Add every example of a shard; its tokens and targets."""
+        tokens = targets = 0
+        for example, reason in _in_order(answers, self._capture.lenient):
+            tokens += len(example.input_ids)
+            if isinstance(example, CachedExample):
+                targets += len(example.targets)
+                shard.add(example, self._capture.lenient)
+            else:
+                shard.skip(example, str(reason))
+        return tokens, targets
 
     def _note(self, index: int, tokens: int, targets: int) -> None:
         capture, session = self._capture, self._session

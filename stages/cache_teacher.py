@@ -64,9 +64,9 @@ class CacheConfig(StrictModel):
         batch, shard: sizes.
         seed: of the tail draws.
         on_error: what becomes of an example that the teacher cannot answer, as it is too long, has
-            an unknown token or comes out as NaN or infinity. stop: of the stage, at the first one.
-            skip: it keeps its row without targets, and manifest.json says why; more than one in a
-            hundred stop the stage.
+            an unknown token, comes out as NaN or infinity, or as vectors that hidden.dtype cannot
+            hold. stop: of the stage, at the first one. skip: it keeps its row without targets, and
+            manifest.json says why; more than one in a hundred stop the stage.
     """
 
     output: Location

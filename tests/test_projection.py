@@ -169,7 +169,7 @@ def test_projected_numbers_that_outgrow_the_dtype_are_refused(tmp_path: Path) ->
     draft = make_draft(1, signals={"layer.0": project(6, RANDOM)})
     [example] = make_examples(draft)
     example.hidden["layer.0"].fill_(1e6)
-    with pytest.raises(NumericalError, match=r"hidden layer.0: holds numbers above the 65504"):
+    with pytest.raises(NumericalError, match=r"hidden layer.0 holds numbers above the 65504"):
         write_cache(tmp_path, draft, [example])
     roomy = make_draft(1, signals={"layer.0": project(6, RANDOM, dtype="int8")})
     write_cache(tmp_path / "roomy", roomy, [example])

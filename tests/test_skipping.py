@@ -159,3 +159,28 @@ def test_a_view_knows_of_the_gap_where_it_takes_it(tmp_path: Path, sick: Path) -
         known = [f"row {row}" for row in rows if row != 13]
         assert sorted(e.example_id for e in view.stream(seed=0, epoch=0)) == sorted(known)
         assert list(view.ids("train")) == known
+
+
+# Row 2 is in the shard that bases are fitted to, row 13 in a later one.
+@pytest.mark.parametrize(("number", "projection"), [(2, "pca"), (13, "pca"), (2, "random")])
+def test_a_vector_that_its_projection_makes_too_large_leaves_a_gap(
+    tmp_path: Path, number: int, projection: str
+) -> None:
+    loud = make_llama()
+    with torch.no_grad():  # each number fits float16, their length does not
+        loud.model.embed_tokens.weight[make_tokenizer().convert_tokens_to_ids("!")] = 6e4
+    teacher, data = save_teacher(tmp_path / "teacher", loud), exclaim(tmp_path, number)
+    hidden = {"layers": [0], "projection": {"name": projection, "width": 4}}
+    stopped = make(tmp_path / "stopped", teacher, data, hidden=hidden, on_error="stop")
+    with pytest.raises(NumericalError, match=r"hidden layer.0 holds numbers above the 65504 of"):
+        run(stopped)
+    cache = run(make(tmp_path / "whole", teacher, data, hidden=hidden))
+    reason = "hidden layer.0 holds numbers above the 65504 of float16 once it is projected"
+    assert cache.skipped == {f"row {number}": reason}
+    assert len(cache[number].targets) == len(cache[number].hidden["layer.0"]) == 0
+    for row in set(range(COUNT)) - {number}:
+        assert len(cache[row].hidden["layer.0"]) == len(cache[row].targets) > 0
+    gone_on = run(stopped.model_copy(update={"on_error": "skip"}))
+    assert read_files(gone_on.path) == read_files(cache.path)
+    roomy = make(tmp_path / "roomy", teacher, data, hidden={**hidden, "dtype": "int8"})
+    assert not run(roomy).skipped

@@ -69,18 +69,20 @@ class ShardWriter:
         """Append an example.
 
         Args:
-            lenient: skip it where a number of it is none.
+            lenient: skip it where a number of it is none, or cannot be kept.
 
         Raises:
             DataError: its counts, shapes, ids, labels or columns do not fit.
-            NumericalError: it holds NaN or infinity.
+            NumericalError: it holds NaN, infinity, or a number that its dtype cannot hold.
         """
+        subject = f"example {example.example_id!r}"
         try:
             check_example(example, self._draft)
+            self._hidden.check(subject, example.hidden)
         except NumericalError as error:
             if not lenient:
                 raise
-            found = str(error).removeprefix(f"example {example.example_id!r}: ").partition(";")[0]
+            found = str(error).removeprefix(f"{subject}: ").partition(";")[0]
             self.skip(example, found)
         else:
             self._append(example)

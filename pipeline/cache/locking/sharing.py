@@ -6,6 +6,7 @@ Beside others each shard is claimed before the teacher is asked about it, so tha
 twice. What others have claimed is waited for, and claimed if they die.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -31,6 +32,7 @@ class Shards:
         """
         self._writer = writer
         self._here = here
+        self._again = threading.Event()
         self.wanted: Sequence[int] = range(writer.draft.num_shards) if wanted is None else wanted
 
     @property
@@ -45,6 +47,9 @@ class Shards:
         while self._missing():
             yield
             self._here.require()
+            if self._again.is_set():
+                self._again.clear()
+                continue
             missing = self._missing()
             if missing:
                 if not told:
@@ -72,6 +77,11 @@ class Shards:
     def give_back(self, index: int) -> None:
         """Let go of a shard that stands."""
         self._here.release(_name(index))
+
+    def put_back(self, index: int) -> None:
+        """Let go of a shard that does not stand, to be taken once more."""
+        self.give_back(index)
+        self._again.set()
 
     def require(self, index: int) -> None:
         """Make sure that a shard was not taken over from this process; see `Occupant.require`."""

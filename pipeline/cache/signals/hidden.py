@@ -24,6 +24,11 @@ from pipeline.cache.signals.spec import Signal, list_arrays
 from pipeline.errors import NumericalError
 
 
+class OutgrownError(NumericalError):
+    """Vectors that a basis, which was just fitted to them, makes too large for their dtype. Written
+    again with that basis, a shard knows whose they are before it takes them."""
+
+
 class HiddenWriter:
     """Appends the signals of one shard, less than a chunk of each waiting in memory."""
 
@@ -47,8 +52,17 @@ class HiddenWriter:
             for name, signal in signals.items()
         }
 
+    def check(self, subject: str, hidden: Mapping[str, Tensor]) -> None:
+        """Compare the vectors of an example, projected, with what their dtype can hold.
+
+        Raises:
+            NumericalError: they are too large; nothing is said where the basis is yet to be fitted.
+        """
+        for name, signal in self._signals.items():
+            signal.check(subject, hidden[name])
+
     def append(self, hidden: Mapping[str, Tensor]) -> None:
-        """Add the rows of one example to every signal."""
+        """Add the rows of one example, which was checked, to every signal."""
         for name, signal in self._signals.items():
             signal.append(hidden[name])
 
@@ -57,8 +71,10 @@ class HiddenWriter:
 
         Raises:
             DataError: too few vectors to fit a projection to.
-            NumericalError: projected vectors that the dtype cannot hold.
+            OutgrownError: vectors that could not be checked; the bases stand now.
         """
+        for signal in self._signals.values():
+            signal.fit()
         for name, signal in self._signals.items():
             found = signal.close()
             if found is not None:
@@ -85,9 +101,18 @@ class _SignalWriter:
         self._files = [ChunkWriter(path / name, kinds[name]) for name in names]
         self._basis = bases.get(name)
         self._unfitted = path / f"{name}.unfitted"
+        self._fits = signal.projection is not None and self._basis is None
         self._sample = Sample(signal.given_width) if first else None
         self._waiting: list[Tensor] = []
         self._rows = 0
+
+    def check(self, subject: str, rows: Tensor) -> None:
+        if self._basis is None or not rows.numel():
+            return
+        # No component is longer than vector and mean together, so that few are projected twice.
+        lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+        if not float(lengths.max() + self._basis.mean.norm()) <= self._encoding.limit:
+            self._require_room(rows, NumericalError, f"{subject}: ")
 
     def append(self, rows: Tensor) -> None:
         self._waiting.append(rows)
@@ -99,14 +124,19 @@ class _SignalWriter:
             self._waiting = [values[whole:].clone()]
             self._rows -= whole
 
-    def close(self) -> Fidelity | None:
+    def fit(self) -> None:
+        """Take what waits, then find the basis, if it is to be found here."""
         if self._rows:
             self._take(torch.cat(self._waiting))
         projection = self._signal.projection
-        if projection is not None and self._basis is None:
+        if projection is not None and self._fits:
             self._basis = projection.fit(self._name, self._signal.given_width, self._read_unfitted)
             self._bases.add(self._name, self._basis)
+
+    def close(self) -> Fidelity | None:
+        if self._fits:
             for block in self._read_unfitted():
+                self._require_room(block, OutgrownError)
                 self._write(block)
             self._unfitted.unlink(missing_ok=True)
         for file, array in zip(self._files, self._arrays, strict=True):
@@ -123,7 +153,11 @@ class _SignalWriter:
             self._write(block)
 
     def _write(self, given: Tensor) -> None:
-        values = given if self._basis is None else self._project(given)
+        values = given
+        if self._basis is not None:
+            # Checked example by example, which may round otherwise.
+            limit = self._encoding.limit
+            values = self._basis.project(given).clamp_(-limit, limit)
         parts = self._encoding.encode(values)
         for file, part in zip(self._files, parts, strict=True):
             file.append(part)
@@ -133,15 +167,16 @@ class _SignalWriter:
             Block(self._encoding, parts).decode(picked, read)
             self._sample.add(given[picked].float(), read)
 
-    def _project(self, given: Tensor) -> Tensor:
+    def _require_room(
+        self, given: Tensor, refusal: type[NumericalError], subject: str = ""
+    ) -> None:
         assert self._basis is not None
         values = self._basis.project(given)
         if not bool((values.abs() <= self._encoding.limit).all()):
-            raise NumericalError(
-                f"hidden {self._name}: holds numbers above the {self._encoding.limit:g} of"
+            raise refusal(
+                f"{subject}hidden {self._name} holds numbers above the {self._encoding.limit:g} of"
                 f" {self._signal.dtype} once it is projected; try another hidden.dtype"
             )
-        return values
 
     def _read_unfitted(self) -> Iterator[Tensor]:
         """The vectors that wait, in blocks of 512, as often as they are asked for."""
