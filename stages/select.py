@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from pipeline.cache import RowRuns, TeacherCache, select_rows, write_view
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.examples import CachedExample
 from pipeline.targets import UNLABELLED
+from stages.progress import RowProgress
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Bounds:
     loss: tuple[float, float] | None = None
     tokens: tuple[float, float] | None = None
 
-    def admit(self, example: CachedExample) -> bool:
-        """Whether an example lies between all; what it has no value of it does not."""
-        asked = ((name, bounds) for name, bounds in vars(self).items() if bounds is not None)
-        return all(low <= MEASURES[name](example) <= high for name, (low, high) in asked)
+    @property
+    def asked(self) -> dict[str, tuple[float, float]]:
+        """The bounds that were given, by the name of what they bound."""
+        return {name: bounds for name, bounds in vars(self).items() if bounds is not None}
 
 
 def select(cache_path: Path, output: Path, choice: Choice, console: Console | None = None) -> int:
@@ -83,12 +83,35 @@ def filter_cache(
     """Write a view of the examples whose targets are as asked and return how many there are.
 
     Raises:
-        StillroomError: no such cache, or nothing is left.
+        StillroomError: no such cache, no bounds, or nothing is left.
     """
-    cache, console = TeacherCache.open(cache_path), console or Console()
-    numbers = track(range(len(cache)), "reading", console=console, transient=True)
-    rows = [row for row in numbers if bounds.admit(cache[row])]
-    return _write(cache, output, np.array(rows, dtype=np.int64), console)
+    asked = bounds.asked
+    if not asked:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in MEASURES)
+        raise ConfigError(f"filter: no bounds were given; give one or more of {options}")
+    cache = TeacherCache.open(cache_path)
+    measured = {name: np.full(len(cache), np.nan) for name in asked}
+    with RowProgress(Console(stderr=True), "reading", len(cache)) as bar:
+        for row in range(len(cache)):
+            example = cache[row]
+            for name, values in measured.items():
+                values[row] = MEASURES[name](example)
+            bar.advance(row + 1)
+    between = [
+        (low <= measured[name]) & (measured[name] <= high) for name, (low, high) in asked.items()
+    ]
+    rows = np.flatnonzero(np.logical_and.reduce(between))
+    return _write(cache, output, rows, console, _tell_ranges(measured))
+
+
+def _tell_ranges(measured: Mapping[str, np.ndarray]) -> str:
+    """`; entropy is 1.2 to 3.4, ...` of what was measured."""
+    told = [
+        f"{name.replace('_', ' ')} is {np.nanmin(values):.4g} to {np.nanmax(values):.4g}"
+        for name, values in measured.items()
+        if not np.isnan(values).all()
+    ]
+    return "".join(f"; {ranges}" for ranges in [", ".join(told)] if ranges)
 
 
 def parse_where(given: Iterable[str]) -> dict[str, list[str]]:
@@ -183,9 +206,11 @@ def _find_ids(cache: TeacherCache, file: Path) -> np.ndarray:
     return np.array(rows, dtype=np.int64)
 
 
-def _write(cache: TeacherCache, output: Path, rows: np.ndarray, console: Console | None) -> int:
+def _write(
+    cache: TeacherCache, output: Path, rows: np.ndarray, console: Console | None, found: str = ""
+) -> int:
     if not len(rows):
-        raise DataError(f"{cache.path}: no example is left of {len(cache):,}; ask for less")
+        raise DataError(f"{cache.path}: no example is left of {len(cache):,}{found}; ask for less")
     view = write_view(output, select_rows(cache, RowRuns.of(rows)))
     console = console or Console()
     console.print(

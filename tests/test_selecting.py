@@ -83,8 +83,13 @@ def test_a_wish_that_nothing_meets_is_refused(take: Taking, topics: Path, tmp_pa
         take(where={"language": ["tlh"]})
     with pytest.raises(CacheError, match="carries no column 'langauge'; did you mean 'language'"):
         take(where={"langauge": ["en"]})
-    with pytest.raises(DataError, match="no example is left of 30"):
-        filter_cache(topics, tmp_path / "none", Bounds(tokens=(1e6, 2e6)), Console(quiet=True))
+    lengths = [len(example.input_ids) for example in TeacherCache.open(topics)]
+    found = f"left of 30; kept mass is 1 to 1, tokens is {min(lengths)} to {max(lengths)}; ask for"
+    many = Bounds(tokens=(1e6, 2e6), kept_mass=(0.0, 1.0))
+    with pytest.raises(DataError, match=f"no example is {found} less"):
+        filter_cache(topics, tmp_path / "none", many, Console(quiet=True))
+    with pytest.raises(ConfigError, match="no bounds were given; give one or more of --kept-mass"):
+        filter_cache(topics, tmp_path / "none", Bounds(), Console(quiet=True))
     assert not (tmp_path / "none").exists()
 
 
