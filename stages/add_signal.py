@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from pipeline.cache import (
     CacheView,
@@ -32,6 +31,7 @@ from pipeline.examples import Example
 from pipeline.sources import Rows
 from stages.cache_teacher import CacheConfig, Growth, cache_teacher
 from stages.naming import require_asked
+from stages.progress import RowProgress
 
 _ADDED = "added"
 _NOTHING = ("hidden.layers=[]", "hidden.qkv=[]", "hidden.head=false", "hidden.pooled=false")
@@ -90,7 +90,8 @@ def add_signal(
         cache.skipped,
     )
     added = TeacherCache.open(cache_teacher(config, progress, growth))
-    _require_same_choices(cache, added, console)
+    with RowProgress(console, "comparing", len(cache)) as bar:
+        _require_same_choices(cache, added, bar)
     parts, start = [], 0
     for part in list_parts(cache):
         rows = RowRuns(np.array([start]), np.array([len(part.rows)]))
@@ -98,7 +99,8 @@ def add_signal(
         parts.append(replace(part, overlays=(*part.overlays, overlay)))
         start += len(part.rows)
     view = write_view(output, parts)
-    more = [*added.manifest.signals, *(f"T = {t:g}" for t in view.manifest.targets.temperatures)]
+    before, now = (set(one.manifest.targets.temperatures) for one in (cache, view))
+    more = [*added.manifest.signals, *(f"T = {t:g}" for t in sorted(now - before))]
     console.print(f"{output}: {cache_path} with {', '.join(more)}", soft_wrap=True)
     return view
 
@@ -160,7 +162,7 @@ def _check(cache: TeacherCache, hotter: bool, draft: Draft) -> None:
         require_same(cache.path, {"targets": old}, {"targets": new}, remedy)
 
 
-def _require_same_choices(cache: TeacherCache, added: TeacherCache, console: Console) -> None:
+def _require_same_choices(cache: TeacherCache, added: TeacherCache, bar: RowProgress) -> None:
     """Compare the teacher's first choice at every target with the one that it had before.
 
     Raises:
@@ -168,7 +170,7 @@ def _require_same_choices(cache: TeacherCache, added: TeacherCache, console: Con
     """
     if cache.manifest.layout.top_k == 0 or cache.manifest.num_classes == 1:
         return
-    for row in track(range(len(cache)), "comparing", console=console, transient=True):
+    for row in range(len(cache)):
         before, now = cache[row].targets, added[row].targets
         choice, _ = now.first_choice()
         kept = torch.where(before.ids == choice[:, None], before.logits, -torch.inf)
@@ -179,3 +181,4 @@ def _require_same_choices(cache: TeacherCache, added: TeacherCache, console: Con
                 f" choice than when it was cached, at {int(off.sum())} of {len(off)} targets; cache"
                 " again with the libraries of today"
             )
+        bar.advance(row + 1)

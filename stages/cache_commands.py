@@ -52,8 +52,10 @@ def verify_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a report for machines.")] = False,
 ) -> None:
-    """Check every byte of a cache and what it means; exit code 0 where it is whole, 3 where it is
-    sound but not finished, 4 where it is damaged, 5 where the teacher says something else.
+    """Check every byte of a cache and what it means.
+
+    The exit code is 0 where it is whole, 3 where it is sound but not finished, 4 where it is
+    damaged, 5 where the teacher says something else, 1 where it cannot be told.
 
     Example: stillroom verify data/caches/demo --repair
     """

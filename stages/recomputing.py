@@ -23,6 +23,7 @@ from pipeline.teacher import Teacher
 from stages.asking import make_spec
 from stages.cache_teacher import CacheConfig
 from stages.naming import require_asked
+from stages.quiet import quiet_libraries
 
 # What is expected of the mean KL in nats: by the codec, whose documented worst case is a third of
 # it, and by the teacher's dtype, as other batches and devices round otherwise.
@@ -75,6 +76,7 @@ class Difference:
         return {**asdict(self), "outside": self.outside}
 
 
+@quiet_libraries()
 def ask_again(path: Path, model: str, sample: int, seed: int) -> Difference:
     """Ask a teacher about some examples of a cache.
 

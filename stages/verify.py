@@ -75,15 +75,17 @@ def _verify_view(
             TeacherCache.open(path)
     except CacheError as error:
         damage = str(error)
+    code = DAMAGED if damage is not None else max(one.code for one in found)
     if as_json:
-        told = {"path": str(path), "damage": damage, "caches": [one.dump() for one in found]}
+        caches = [one.dump() for one in found]
+        told = {"path": str(path), "damage": damage, "caches": caches, "exit_code": code}
         console.print_json(json.dumps(told))
     else:
         for one in found:
             one.print(console)
         if damage is not None:
             console.print(Text(f"damaged   {damage}"), soft_wrap=True)
-    return DAMAGED if damage is not None else max(one.code for one in found)
+    return code
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class _Examined:
     def dump(self) -> dict[str, Any]:
         """JSON values."""
         content = {**self.report.dump(), "done": self.done, "state_now": self.state}
+        content["exit_code"] = self.code
         if self.difference is not None:
             content["teacher"] = self.difference.dump()
         return content

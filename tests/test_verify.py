@@ -233,11 +233,15 @@ def test_shards_of_other_settings_are_not_adopted_where_the_draft_is_lost(copy: 
 def test_the_command_tells_machines_too_and_exits_by_what_it_found(copy: Path) -> None:
     run = CliRunner().invoke
     assert run(app, ["verify", str(copy)]).exit_code == 0
+    view = copy.with_name("view")
+    assert run(app, ["select", str(copy), str(view), "--first", "2"]).exit_code == 0
     flip(copy / "shards/00001/rows.arrow", np.random.default_rng(0))
     found = run(app, ["verify", str(copy), "--json"])
     assert found.exit_code == 4
     raw = json.loads(found.stdout)
-    assert (raw["state"], raw["damaged_shards"]) == ("damaged", [1])
+    assert (raw["state"], raw["exit_code"], raw["damaged_shards"]) == ("damaged", 4, [1])
+    seen = run(app, ["verify", str(view), "--json"])
+    assert (seen.exit_code, json.loads(seen.stdout)["exit_code"]) == (4, 4)
     assert raw["findings"][0]["file"] == "shards/00001/rows.arrow"
     found = run(app, ["verify", str(copy), "--repair"])
     assert found.exit_code == 3 and "shards/00001: queued again" in found.stdout
