@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import read_json, write_sealed
+from pipeline.cache.manifest import Totals
 from pipeline.errors import CacheError
 
 
@@ -84,14 +85,15 @@ class CaptureLog:
         content["files"] = sum_files(self.path.parent, "config.yaml", "teacher.json")
         write_sealed(self.path, {**content, "teacher_files": self.teacher_files})
 
-    def summarise(self, cache: Path, size: int) -> str:
-        """One line about a finished capture of `size` bytes."""
-        seconds, tokens = max(self.total("seconds"), 1e-9), max(self.total("tokens"), 1.0)
+    def summarise(self, cache: Path, totals: Totals) -> str:
+        """One line about a finished cache; what was asked twice counts twice in the time alone."""
+        seconds = max(self.total("seconds"), 1e-9)
         share = 100.0 * self.total("forward_seconds") / seconds
         return (
-            f"{cache}: {self.total('examples'):,.0f} examples, {tokens:,.0f} tokens in"
-            f" {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s, {share:.0f} % of it the"
-            f" teacher's forward pass), {size / 1e6:,.1f} MB, {size / tokens:.0f} B/token"
+            f"{cache}: {totals.examples:,} examples, {totals.tokens:,} tokens in"
+            f" {seconds:,.1f} s ({self.total('tokens') / seconds:,.0f} tokens/s, {share:.0f} % of"
+            f" it the teacher's forward pass), {totals.bytes / 1e6:,.1f} MB,"
+            f" {totals.bytes / max(totals.tokens, 1):.0f} B/token"
         )
 
 

@@ -249,7 +249,7 @@ def _finish(config: CacheConfig, writer: CacheWriter, log: CaptureLog, here: Occ
         log.save()
         here.require()
         manifest = writer.finish()
-    here.tell(log.summarise(output, manifest.totals.bytes))
+    here.tell(log.summarise(output, manifest.totals))
 
 
 def _let_write(

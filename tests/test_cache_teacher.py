@@ -20,6 +20,8 @@ from small_teachers import (
 )
 
 from pipeline.cache import TeacherCache
+from pipeline.cache.manifest import Totals
+from pipeline.capture_log import CaptureLog
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -275,3 +277,12 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, data: Path) -> 
     teacher = save_teacher(tmp_path / "teacher", make_llama(vocab_size=290))
     with pytest.raises(ModelError, match="gives 290 logits, the tokenizer has 300 ids"):
         cache_teacher(make_config(tmp_path, teacher, data), progress=False)
+
+
+def test_a_cache_of_two_sessions_is_summed_up_by_what_it_holds(tmp_path: Path) -> None:
+    first = {"seconds": 2.0, "forward_seconds": 1.0, "tokens": 90, "targets": 80, "examples": 9}
+    log = CaptureLog(tmp_path / "capture.json", {}, [first, first | {"tokens": 30, "examples": 3}])
+    totals = Totals(examples=10, targets=89, features=0, tokens=100, bytes=5_000_000)
+    told = log.summarise(tmp_path, totals)
+    assert "10 examples, 100 tokens in 4.0 s (30 tokens/s, 50 % of" in told
+    assert told.endswith("5.0 MB, 50000 B/token")
