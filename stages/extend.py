@@ -50,9 +50,9 @@ def extend(
     output: Path,
     replace: bool = False,
     progress: bool = True,
-) -> TeacherCache:
-    """Ask the teacher about what a cache does not hold and open the view of both; the cache itself,
-    and no view, where there is nothing new.
+) -> CacheView:
+    """Ask the teacher about what a cache does not hold and open the view of both; a view of the
+    cache alone where there is nothing new.
 
     Args:
         config: that of the cache, with more data; its `output` is not used.
@@ -85,9 +85,11 @@ def extend(
     except _NothingNewError:
         remove_tree(added)
         console.print(
-            f"{cache_path}: holds all examples of the data already; nothing is new", soft_wrap=True
+            f"{output}: a view of {cache_path}, which holds all examples of the data already;"
+            " nothing is new",
+            soft_wrap=True,
         )
-        return cache
+        return write_view(output, list_parts(cache))
     view, replaced = _join(cache, TeacherCache.open(added), output, replace)
     told = f", {replaced:,} of them in place of others" if replaced else ""
     console.print(

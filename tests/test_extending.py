@@ -108,9 +108,9 @@ def test_nothing_new_is_said_and_asks_no_teacher(
 ) -> None:
     break_teacher(tmp_path)
     found = extend(cache, ask(tmp_path, OLD), tmp_path / "larger")
-    assert found.path == cache and len(found) == len(OLD)
+    assert found.path == tmp_path / "larger" and list(found.ids()) == [row["id"] for row in OLD]
     assert "nothing is new" in capsys.readouterr().out
-    assert not (tmp_path / "larger" / "view.json").exists()
+    assert not (tmp_path / "larger" / "added").exists()
 
 
 def test_an_interrupted_extension_continues_and_leaves_the_same_bytes(
