@@ -33,7 +33,7 @@ _TIMED = ("seconds", "forward_seconds")
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Finished run folders, and those below a given folder that are not finished."""
 
     finished: list[Path]
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Path], output: Path, console: Console | None = None) 
 
 def read_comparison(runs: Sequence[Path]) -> Comparison:
     """Read runs, their teachers and what is left of their caches; see `compare`."""
-    found = _find_runs(runs)
+    found = find_runs(runs)
     reports = [RunReport("", read_result(run), read_curve(run)) for run in found.finished]
     _require_one_task(found.finished, reports)
     labels = _unique_labels(found.finished, reports)
@@ -70,7 +70,12 @@ def read_comparison(runs: Sequence[Path]) -> Comparison:
     return Comparison(reports, _read_teachers(reports), caches, notes)
 
 
-def _find_runs(paths: Sequence[Path]) -> _Found:
+def find_runs(paths: Sequence[Path]) -> Found:
+    """The runs that folders are or hold, in the order of the table.
+
+    Raises:
+        StillroomError: a folder holds none.
+    """
     finished: dict[Path, None] = {}
     unfinished: list[Path] = []
     for path in paths:
@@ -90,7 +95,7 @@ def _find_runs(paths: Sequence[Path]) -> _Found:
         unfinished += sorted(begun - set(below))
     if not finished:
         raise StillroomError("compare: no run was given; name at least one run folder")
-    return _Found(list(finished), unfinished)
+    return Found(list(finished), unfinished)
 
 
 def _table_order(run: Path) -> tuple[bool, int, str]:

@@ -26,9 +26,10 @@ def evaluate_command(
     Example: stillroom evaluate runs/demo/kd --split test
     """
     from pipeline.report.text import show_running
+    from stages.compare import find_runs
     from stages.evaluate import evaluate
 
-    for run in runs:
+    for run in find_runs(runs).finished:
         table = Table("metric", "value", "unit", "slice", title=str(run))
         for metric in evaluate(run, split):
             table.add_row(

@@ -62,6 +62,7 @@ def test_what_is_no_cache_or_run_is_said(fail, tmp_path: Path) -> None:  # type:
     assert "no such folder" in fail("train-student", "demo-kd")
     assert "no such run" in fail("evaluate", "nowhere")
     assert "nowhere" in fail("compare", "nowhere")
+    assert "empty: holds no finished run" in fail("evaluate", "empty")
 
 
 def test_a_missing_teacher_and_missing_data_are_said(fail, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
