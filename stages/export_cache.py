@@ -9,6 +9,7 @@ from pipeline.cache import TeacherCache
 from pipeline.errors import ConfigError, StillroomError, did_you_mean
 from pipeline.examples import CachedExample
 from pipeline.exchange import PLAIN_FORMATS
+from pipeline.report.rows import format_bytes
 from stages.progress import RowProgress
 
 _MARKS = ("manifest.json", "draft.json", "view.json")
@@ -57,6 +58,6 @@ def export_cache(
                 bar.advance(row + 1)
 
         PLAIN_FORMATS[format](file, cache.manifest, read(), hidden)
-    size = file.stat().st_size
-    console.print(f"{file}: {len(cache):,} examples, {size / 1e6:,.1f} MB", soft_wrap=True)
+    size = format_bytes(file.stat().st_size)
+    console.print(f"{file}: {len(cache):,} examples, {size}", soft_wrap=True)
     return file

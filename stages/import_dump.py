@@ -20,9 +20,10 @@ from transformers import AutoTokenizer
 from pipeline.cache import CacheWriter, Draft, Identity, Imported, Manifest, TargetsSpec, hash_id
 from pipeline.cache.locking.locks import Occupant, occupy
 from pipeline.config import dump_config
-from pipeline.errors import ConfigError, DataError, MismatchError, ModelError
+from pipeline.errors import ConfigError, DataError, MismatchError, ModelError, did_you_mean
 from pipeline.exchange import Facts, Findings, Space
 from pipeline.identity import digest_json
+from pipeline.report.rows import format_bytes
 from pipeline.safe_loading import NO_CODE
 from pipeline.storage import hash_file, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS
@@ -56,7 +57,7 @@ def import_dump(config: ImportConfig, progress: bool = True) -> Path:
         manifest = _import(config, reading, here, console)
     tell(
         f"{config.output}: {manifest.totals.examples:,} examples, {manifest.totals.targets:,}"
-        f" targets, {manifest.totals.bytes / 1e6:,.1f} MB"
+        f" targets, {format_bytes(manifest.totals.bytes)}"
     )
     return config.output
 
@@ -105,7 +106,10 @@ def _require_tokenizer(config: ImportConfig, facts: Facts, tokens: int) -> Space
     Raises:
         MismatchError: the dump is of another tokenizer.
     """
-    task = TASKS[str((facts.task or {"name": "causal-lm"})["name"])]
+    name = str((facts.task or {"name": "causal-lm"}).get("name"))
+    if name not in TASKS:
+        raise DataError(f"the dump is of task {name!r}{did_you_mean(name, TASKS)}")
+    task = TASKS[name]
     classes = facts.num_classes or tokens
     if task.vocabulary and classes != tokens:
         raise MismatchError(
@@ -143,6 +147,7 @@ def _make_draft(
     config: ImportConfig, reading: DumpReading, spool: Spool, findings: Findings
 ) -> Draft:
     facts, space, dump = reading.facts, reading.space, reading.dump
+    before: Any = (facts.origin or {}).get("imported") or {}  # and exported, and here again
     top_k = config.top_k or max(findings.most, 1)
     _require_room(config, top_k, space, facts, findings)
     default = CausalLM(block_size=max(2, spool.longest[1]), packing=spool.packed, overlong="refuse")
@@ -150,9 +155,9 @@ def _make_draft(
     teacher = {"name": config.teacher.model, "architecture": "unknown", "layers": 0}
     imported = Imported(
         format=dump.model_dump(mode="json", exclude_defaults=True) | {"name": dump.name},
-        temperature=_find_temperature(reading),
+        temperature=float(before.get("temperature", dump.temperature)),
         tail="none" if findings.tailless == findings.targets else "rest",
-        not_known=list(dump.open_questions),
+        not_known=[*dump.open_questions, *_list_unknown(before)],
         rows=findings.describe(),
         origin=None if facts.origin is None else dict(facts.origin),
     )
@@ -180,10 +185,12 @@ def _make_draft(
     )
 
 
-def _find_temperature(reading: DumpReading) -> float:
-    """That of the first dump, where a cache was imported, exported, and is imported again."""
-    before: Any = (reading.facts.origin or {}).get("imported") or {}
-    return float(before.get("temperature", reading.dump.temperature))
+def _list_unknown(before: Any) -> list[str]:
+    """What was not known of the first dump; its bounds look like any other number by now."""
+    rows = before.get("rows") or {}
+    bounded, labels = rows.get("labels_bounded"), rows.get("labels")
+    told = f"the log-probabilities of {bounded} of {labels} labels, of which these are the highest"
+    return [*before.get("not_known", []), *([f"{told} possible"] if bounded else [])]
 
 
 def _require_room(

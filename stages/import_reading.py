@@ -162,5 +162,5 @@ def list_files(files: Patterns | dict[Split, Patterns]) -> list[tuple[Path, Spli
 def _explain(error: Exception) -> str:
     """What is wrong with a row that is none of its format."""
     if isinstance(error, KeyError):
-        return f"has no {error}"
+        return f"has no {error}; give the format of these files"
     return f"is no row of this format ({' '.join(str(error).split())})"

@@ -159,3 +159,31 @@ def test_a_record_that_holds_less_than_k_is_padding_that_says_so(tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="codec to lossless"):
         import_files(tmp_path / "other", "stillroom", str(file), codec="steps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"plain_version": 2}, "plain columns 2, this Stillroom reads 1; update"),
+        ({"targets": None}, "targets: .*; export the cache again"),
+        ({"targets": {"temperatures": ["hot"]}}, "targets.temperatures.0: .*found 'hot'"),
+        ({"columns": ["language"]}, "columns: "),
+        ({"num_classes": -1}, "num_classes: "),
+        ({"imported": "from somebody"}, "imported: "),
+        ({"task": {"name": "juggling"}}, "is of task 'juggling'; choose from causal-lm"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_a_strangers_file_says_of_its_cache_is_checked(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    write_cache(tmp_path / "first", make_draft(2, num_classes=V))
+    file = export_cache(tmp_path / "first", "jsonl", tmp_path / "dump.jsonl")
+    facts = tmp_path / "dump.jsonl.manifest.json"
+    whole = json.loads(facts.read_text(encoding="utf-8"))
+    write_json(facts, whole | changes)
+    with pytest.raises(DataError, match=said):
+        import_files(tmp_path, "stillroom", str(file))
+    facts.write_text("[1]", encoding="utf-8")
+    with pytest.raises(DataError, match="does not say what cache it was exported from"):
+        import_files(tmp_path, "stillroom", str(file))

@@ -140,7 +140,7 @@ def test_rounding_above_one_is_taken_away_and_counted(tmp_path: Path) -> None:
 LINES = [
     ("not json\n", "line 1 is no JSON"),
     ("[1, 2]\n", "line 1 holds list, expected an object"),
-    ('{"input_ids": [1, 2]}\n', "row 0: has no 'logprobs'"),
+    ('{"input_ids": [1, 2]}\n', "row 0: has no 'logprobs' among input_ids; give the format"),
 ]
 
 

@@ -120,7 +120,9 @@ def test_what_was_imported_stays_so_through_another_export(tmp_path: Path) -> No
         assert [len(second[row].targets) for row in range(4)] == [23, 23, 0, 23]
         imported, before = second.manifest.imported, first.manifest.imported
         assert imported is not None and before is not None
-        assert imported.temperature == 2.0
+        *unknown, bounds = imported.not_known
+        assert (imported.temperature, unknown) == (2.0, before.not_known)
+        assert f"{before.rows['labels_bounded']} of {before.rows['labels']} labels" in bounds
         assert imported.origin is not None
         assert imported.origin["cache"] == first.manifest.digest
         assert imported.origin["imported"] == before.model_dump(mode="json")

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import StrictModel
-from pipeline.errors import DataError, did_you_mean
+from pipeline.errors import DataError
 from pipeline.exchange.containers import Row
 from pipeline.exchange.plain import Ragged
 from pipeline.targets import UNLABELLED
@@ -140,7 +140,7 @@ def take(row: Row, name: str) -> Any:
         DataError: it has none of that name.
     """
     if row.get(name) is None:
-        raise DataError(f"has no {name!r}{did_you_mean(name, row)}")
+        raise DataError(f"has no {name!r} among {', '.join(row)}; give the format of these files")
     return row[name]
 
 

@@ -1,19 +1,37 @@
 """Our own plain columns, read back: the same records but for the rounding of one addition."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from pydantic import BaseModel, Field, JsonValue
 
-from pipeline.errors import DataError
+from pipeline.cache import Imported, TargetsSpec
+from pipeline.config import parse_config
+from pipeline.errors import ConfigError, DataError
 from pipeline.exchange.containers import Row, matrix, numbers
 from pipeline.exchange.dump import Draws, Dump, Facts, Record, take
 from pipeline.exchange.plain import name_carried
 from pipeline.exchange.writing import METADATA, VERSION, facts_file
+
+
+class _PlainFacts(BaseModel):
+    """What a file says of the cache that it was exported from; a stranger may have written it."""
+
+    plain_version: int
+    cache: str
+    identity: dict[str, JsonValue]
+    task: dict[str, JsonValue]
+    targets: TargetsSpec
+    num_classes: int = Field(gt=0)
+    shifted: bool
+    label_names: list[str] | None
+    columns: dict[str, str]
+    imported: Imported | None = None
 
 
 class PlainDump(Dump):
@@ -29,20 +47,21 @@ class PlainDump(Dump):
         first, *others = [_read_facts(file) for file in files]
         for file, other in zip(files[1:], others, strict=True):
             for name in ("num_classes", "targets", "task", "shifted", "label_names", "columns"):
-                if first.get(name) != other.get(name):
+                if getattr(first, name) != getattr(other, name):
                     raise DataError(
                         f"{file}: its {name} differ from those of {files[0]}; import them apart"
                     )
-        kept = first["targets"]
         return Facts(
-            temperatures=tuple(kept["temperatures"]),
-            tail_draws=kept["tail_draws"],
-            task=first["task"],
-            shifted=first["shifted"],
-            label_names=first["label_names"],
-            num_classes=first["num_classes"],
-            columns={name: name_carried(name) for name in first["columns"]},
-            origin={k: first[k] for k in ("cache", "identity", "imported") if first.get(k)},
+            temperatures=first.targets.temperatures,
+            tail_draws=first.targets.tail_draws,
+            task=first.task,
+            shifted=first.shifted,
+            label_names=first.label_names,
+            num_classes=first.num_classes,
+            columns={name: name_carried(name) for name in first.columns},
+            origin=first.model_dump(
+                mode="json", include={"cache", "identity", "imported"}, exclude_none=True
+            ),
         )
 
     def records(self, row: Row, tokenizer: Any) -> Iterator[Record]:
@@ -74,22 +93,26 @@ def _rectangle(lists: Any, count: int) -> np.ndarray:
     return found
 
 
-def _read_facts(file: Path) -> Mapping[str, Any]:
+def _read_facts(file: Path) -> _PlainFacts:
     try:
         if file.suffix == ".parquet":
             with file.open("rb") as source:
                 text = (parquet.read_schema(source).metadata or {})[METADATA]
         else:
             text = facts_file(file).read_bytes()
-        facts: dict[str, Any] = json.loads(text)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        facts = json.loads(text)
+        version = facts.get("plain_version")
+    except (OSError, KeyError, ValueError, AttributeError, pa.ArrowException) as error:
         raise DataError(
             f"{file}: does not say what cache it was exported from; give a file of `stillroom"
             " export`, lines of JSON with the .manifest.json beside them"
         ) from error
-    if facts.get("plain_version") != VERSION:
+    if version != VERSION:
         raise DataError(
-            f"{file}: plain columns {facts.get('plain_version')}, this Stillroom reads {VERSION};"
-            " export the cache again"
+            f"{file}: plain columns {version!r}, this Stillroom reads {VERSION}; update Stillroom,"
+            " or export the cache again with this one"
         )
-    return facts
+    try:
+        return parse_config(_PlainFacts, facts, "what it says of its cache")
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}; export the cache again") from error
