@@ -122,7 +122,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     elif isinstance(node, dict):
         node[last] = parse_value(text)
     else:
-        raise ConfigError(f"--set {override}: {'.'.join(parents)} is a plain value, not a section")
+        section = ".".join(parents)
+        raise ConfigError(
+            f"--set {override}: {section} is a plain value, not a section; set all of it, for"
+            f' instance --set "{section}={{name: {node}, {last}: {text}}}"'
+        )
 
 
 def _child(node: Any, part: str, override: str) -> Any:

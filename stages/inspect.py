@@ -276,5 +276,5 @@ def _facts_table(facts: Mapping[str, str]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(Text(show_invisible(name)), Text(show_running(value)))
+        table.add_row(Text(show_running(name)), Text(show_running(value)))
     return table

@@ -112,8 +112,8 @@ class TeacherCache:
         row = self.find_row(example_id)
         if row is None:
             raise CacheError(
-                f"{self.path}: has no example {example_id!r} among its {len(self):,}; read the data"
-                " set that it was cached from"
+                f"{self.path}: has no example {example_id!r} among its {len(self):,}, of which the"
+                f" first is {self[0].example_id!r}; give the id of one"
             )
         return self[row]
 
