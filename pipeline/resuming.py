@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def check_run_folder(
         if finished:  # perhaps killed before all was tidy
             _remove_leftovers(output)
         return finished
-    if not path.is_file():  # the folder vanished under a run that then saved half of its state
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    if not (path.is_file() or finished):
+        _remove_remains(output)
     output.mkdir(parents=True, exist_ok=True)
     _write_whole(path, text)
     if lineage is not None:
@@ -81,6 +82,13 @@ def finish_run(output: Path, result: Result) -> None:
     write_result(output, result)
     sync_folder(output)
     _remove_leftovers(output)
+
+
+def _remove_remains(output: Path) -> None:
+    """Remove what a run saved after its folder had vanished under it: half of its state."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(output / "checkpoints")
+    (output / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def _remove_leftovers(output: Path) -> None:

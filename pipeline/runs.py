@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import StillroomError, did_you_mean
 from pipeline.metrics import DIRECTIONS, Metric
-from pipeline.storage import write_bytes
+from pipeline.storage import write_bytes, writing
 
 RESULT_VERSION = 1
 
@@ -69,12 +69,22 @@ class Result:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that it is there whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, _dump(value))
 
 
 def write_result(run: Path, result: Result) -> None:
-    """Write <run>/result.json, which makes the run whole."""
-    write_json(run / "result.json", {"version": RESULT_VERSION, **asdict(result)})
+    """Write <run>/result.json, which makes the run whole.
+
+    Raises:
+        FileNotFoundError: the folder has no config.yaml, so it is not the one that was begun.
+    """
+    with writing(run / "result.json") as draft:
+        draft.write_bytes(_dump({"version": RESULT_VERSION, **asdict(result)}))
+        (run / "config.yaml").stat()  # whatever is saved makes anew a folder that has vanished
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_result(run: Path) -> Result:

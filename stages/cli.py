@@ -201,6 +201,7 @@ def _guarded(run: Callable[[], None]) -> None:
 def _report(run: Path) -> None:
     from pipeline.runs import read_result
 
+    (run / "result.json").stat()  # it stood a moment ago: the disk is to blame if it is gone
     result = read_result(run)
     shown = ", ".join(
         f"{m.name} {m.value:.4g}{m.unit if m.unit == '%' else ''}"

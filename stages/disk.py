@@ -114,6 +114,8 @@ def count_shards(cache: Path) -> str:
 
 def name_checkpoint(run: Path) -> str:
     """What is safe of a run under way."""
+    if not (run / "config.yaml").is_file():  # without it, the next start begins anew
+        return "none of the run is there"
     saved = [file.parent.name for file in run.glob("checkpoints/**/trainer_state.json")]
     ended = [file.parent.name for file in run.glob("checkpoints/*/stage.json")]
     if saved:

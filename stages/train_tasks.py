@@ -243,9 +243,10 @@ def _finish(
     evaluation, task = config.evaluation, reading.task
     scores = lesson.exam.final(lesson.model)
     folder = config.output
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     lesson.collator.task.save(lesson.model, folder)
     reading.tokenizer.save_pretrained(folder)
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     result = Result(
         name=folder.name,
         kind="student",

@@ -44,7 +44,7 @@ def test_torch_that_cannot_write_is_understood_too(tmp_path: Path) -> None:
     def save() -> None:
         torch.save({"a": torch.zeros(4)}, tmp_path / "missing" / "weights.pt")
 
-    with pytest.raises(DiskError, match=r"cannot be used .*nothing is lost.*again to continue"):
+    with pytest.raises(DiskError, match=r"cannot be used .*none of the run is there.*again"):
         save()
 
 

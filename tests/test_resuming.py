@@ -1,6 +1,7 @@
 """A run that was interrupted anywhere continues as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,8 +29,8 @@ from pipeline.losses.contrastive import CRD
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
 from pipeline.losses.labels import CrossEntropy
-from pipeline.resuming import check_run_folder
-from pipeline.runs import read_result
+from pipeline.resuming import check_run_folder, finish_run
+from pipeline.runs import Result, read_result
 from pipeline.sampling import Sampling
 from pipeline.staging import TrainingStage
 from pipeline.training import Outcome, train_model
@@ -255,3 +256,25 @@ def test_a_config_from_before_a_setting_existed_is_the_same_config(tmp_path: Pat
     file.write_text(yaml.safe_dump({**raw, "freeze": ["*embed*"]}), encoding="utf-8")
     with pytest.raises(ConfigError, match="holds a run of another config"):
         check_run_folder(config.output, config)
+
+
+def test_a_run_whose_folder_vanished_is_never_whole(tmp_path: Path) -> None:
+    config = make_student_config(tmp_path / "cache", tmp_path / "run")
+    check_run_folder(config.output, config)
+    shutil.rmtree(config.output)
+    config.output.mkdir()  # as saving the weights does
+    result = Result("run", "student", "causal-lm", {}, {}, {}, {}, [])
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
+        finish_run(config.output, result)
+    assert not (config.output / "result.json").exists()
+
+
+def test_what_was_saved_after_a_folder_had_vanished_is_not_gone_on_from(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    learn(whole, stages=STAGES)
+    with pytest.raises(_StopError):
+        learn(broken, 11, stages=STAGES)  # there is no config.yaml
+    config = make_student_config(tmp_path / "cache", broken)
+    assert not check_run_folder(broken, config)
+    learn(broken, stages=STAGES)
+    assert_same_curve(whole, broken)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-POINTS = 25  # of each scene, by number, so that a seed repeats them; `make torture` takes times too
-SCENES = ["stage one", "verify --repair", "stage two"]
+POINTS = 15  # of each scene, by number, so that a seed repeats them; `make torture` takes times too
+SCENES = ["stage one", "verify --repair", "stage two", "stage two, in stages"]
 
 
 def test_stages_that_are_stopped_anywhere_go_on_to_the_same_bytes() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -165,7 +166,8 @@ class Rack:
         found, expected = scene.content(scene.output), self._expected
         wrong = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
         if wrong:
-            self._lose(f"other bytes in {', '.join(sorted(wrong))}")
+            told = [f"{name}: {find_difference(found, expected, name)}" for name in sorted(wrong)]
+            self._lose(f"other bytes: {'; '.join(told)}")
         if litter := find_litter(scene.output):
             self._lose(f"leaves {', '.join(litter)}")
 
@@ -216,6 +218,16 @@ class Rack:
             with suppress(Exception):  # some are made, not imported
                 importlib.import_module(name)
         gc.freeze()  # a child that collects garbage would copy all of it
+
+
+def find_difference(found: dict[str, bytes], expected: dict[str, bytes], name: str) -> str:
+    """The first line of a file that is another one than it should be."""
+    if name not in found or name not in expected:
+        return "is missing" if name in expected else "is there"
+    one, other = (content[name].splitlines() for content in (found, expected))
+    pairs = enumerate(zip_longest(one, other), start=1)
+    number, (is_, was) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+    return f"line {number} is {is_!r:.300}, not {was!r:.300}"
 
 
 def _end_of(ended: Ended) -> str:

@@ -215,5 +215,5 @@ def _promise_steps(run: Path) -> str:
             saved.append(int(json.loads(state.read_text(encoding="utf-8"))["global_step"]))
         except ValueError:
             continue  # cut off
-    finished = (run / "result.json").is_file()
-    return f"continues after step {max(saved)}" if saved and not finished else ""
+    under_way = (run / "config.yaml").is_file() and not (run / "result.json").is_file()
+    return f"continues after step {max(saved)}" if saved and under_way else ""
