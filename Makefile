@@ -12,6 +12,9 @@ STILLROOM := $(VENV)/bin/stillroom
 TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 CONFIGS := stages/configs
 
+# Without bytecode every process compiles torch and transformers anew, longer than most tests take.
+unexport PYTHONDONTWRITEBYTECODE
+
 DEMO_CACHE := data/caches/demo/manifest.json
 DEMO_STUDENTS := demo-labels demo-kd demo-kd-hidden demo-kd-wide
 DEMO_CONFIGS := $(DEMO_STUDENTS:%=$(CONFIGS)/student/%.yaml)

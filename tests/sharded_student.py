@@ -4,6 +4,7 @@ layouts -> two steps each -> gradients of the whole weights and loss of each ste
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,14 @@ class _Said(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def leave() -> None:
+    """End this rank once all are there. Gloo's threads may outlive the interpreter, and abort it:
+    "terminate called without an active exception"."""
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     found = {
@@ -144,4 +153,4 @@ if __name__ == "__main__":
         for tied in ("tied", "untied")
     }
     torch.save(found, folder / f"{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    leave()

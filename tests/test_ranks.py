@@ -24,13 +24,14 @@ from stages.train_student import train_student
 
 ROOT = Path(__file__).parents[1]
 RANK = """
-import sys
+import os, sys
 from pathlib import Path
 from pipeline.config import load_config
 from stages.train_student import StudentConfig, train_student
 train_student(load_config(StudentConfig, Path(sys.argv[1])))
 import torch.distributed
-torch.distributed.destroy_process_group()
+torch.distributed.barrier()
+os._exit(0)  # Gloo's threads may outlive the interpreter, and abort it
 """
 
 
@@ -53,6 +54,7 @@ def run_two(*arguments: str) -> None:
                 "OMP_NUM_THREADS": "1",
                 "ACCELERATE_USE_CPU": "true",
                 "PYTHONPATH": str(ROOT),
+                "PYTHONFAULTHANDLER": "1",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
