@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["pipeline.cache"]):
     from pipeline.cache.messages import BROKEN, read_plain
     from pipeline.cache.output_head import read_head
     from pipeline.cache.record_batch import Batch
-    from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
+    from pipeline.cache.rows import decode_batch, decode_columns, make_schema, target_columns
     from pipeline.cache.signals.chunks import ChunkReader
     from pipeline.cache.signals.projection import read_bases
     from pipeline.cache.signals.spec import list_arrays
@@ -117,7 +117,7 @@ class Parsers:
             targets = read.example(row, {}).targets
             assert not targets.ids.numel() or int(targets.ids.min()) >= 0
             assert not targets.ids.numel() or int(targets.ids.max()) < 300
-        decode_column(buffer, self.schema, "example_id")
+        decode_columns(buffer, self.schema, ["example_id"])
 
     def read_ids(self, content: bytes) -> None:
         """Index of ids, without its blocks."""

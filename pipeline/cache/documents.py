@@ -17,24 +17,29 @@ from pydantic import ValidationError
 
 from pipeline.config import Model, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError, say
-from pipeline.storage import write_bytes
+from pipeline.storage import is_local, read_small, write_bytes
 
 SEAL = "checksum"
 _REMEDY = "mend it with `stillroom verify --repair`, or cache the teacher again"
 _BLANK = b"0" * 64
-_MOST_BYTES = 64 * 2**20  # a parser takes up to 20 times as much memory
 _DEEPEST = 32
 
 VERSION: Literal[1] = 1
 KNOWN: frozenset[str] = frozenset()  # what `requires` may name; a later addition joins here
 
 
-def write_sealed(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with the checksum of its own bytes, there whole or not at all."""
+def write_sealed(file: Path, content: Mapping[str, Any]) -> str:
+    """Write a JSON object with the checksum of its own bytes, there whole or not at all.
+
+    Returns:
+        sha256 of the file, in hex.
+    """
     sealed = {**content, SEAL: _BLANK.decode()}
     text = (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
     before, _, after = text.rpartition(_BLANK)
-    write_bytes(file, before + hashlib.sha256(text).hexdigest().encode() + after)
+    whole = before + hashlib.sha256(text).hexdigest().encode() + after
+    write_bytes(file, whole)
+    return hashlib.sha256(whole).hexdigest()
 
 
 def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
@@ -46,14 +51,25 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
     Raises:
         CacheError: missing, damaged, or no object.
     """
-    try:
-        size = file.stat().st_size
-        if size > _MOST_BYTES:
-            raise ValueError(f"{size:,} bytes of JSON, at most {_MOST_BYTES:,} make sense")
-        content = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
-    return parse_json(file, content, require_seal)
+    return read_hashed(file, require_seal)[0]
+
+
+def read_hashed(file: Path, require_seal: bool = False) -> tuple[dict[str, Any], str]:
+    """The same, and the sha256 of its bytes, in hex.
+
+    What comes torn from a store is asked for once more.
+    """
+    for again in (False, True):
+        try:
+            content = read_small(file)
+        except (OSError, ValueError) as error:
+            raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
+        try:
+            return parse_json(file, content, require_seal), hashlib.sha256(content).hexdigest()
+        except CacheError:
+            if again or is_local(file):
+                raise
+    raise AssertionError("the second time it returns or raises")
 
 
 def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.cache.codecs import MAX_CLASSES, Layout
-from pipeline.cache.documents import VERSION, parse_document, parse_json, read_json, write_sealed
+from pipeline.cache.documents import (
+    VERSION,
+    parse_document,
+    parse_json,
+    read_hashed,
+    read_json,
+    write_sealed,
+)
 from pipeline.cache.imported import Imported
 from pipeline.cache.names import FileName, PlainName
 from pipeline.cache.signals.fidelity import Fidelity
@@ -245,9 +252,17 @@ def read_draft(path: Path) -> Draft:
 
 def read_shard(folder: Path, content: bytes | None = None) -> ShardInfo:
     """Read <shard>/shard.json, or its bytes where they have been read."""
+    if content is None:
+        return read_shard_hashed(folder)[0]
     file = folder / "shard.json"
-    raw = read_json(file) if content is None else parse_json(file, content)
-    return parse_document(ShardInfo, raw, file)
+    return parse_document(ShardInfo, parse_json(file, content), file)
+
+
+def read_shard_hashed(folder: Path) -> tuple[ShardInfo, str]:
+    """Read <shard>/shard.json, with its sha256."""
+    file = folder / "shard.json"
+    raw, sha256 = read_hashed(file)
+    return parse_document(ShardInfo, raw, file), sha256
 
 
 def _describe_absence(path: Path) -> str:

@@ -117,19 +117,22 @@ def decode_batch(content: Any, schema: Any) -> Any:
     return batch
 
 
-def decode_column(content: Any, schema: Any, name: str) -> Any:
-    """One column of the record batch in some bytes of a file; no other is decompressed.
+def decode_columns(content: Any, schema: Any, names: Sequence[str]) -> Any:
+    """Columns of the record batch in some bytes of a file; no other is decompressed.
+
+    Returns:
+        A RecordBatch of them, in the order of the schema.
 
     Raises:
         pa.ArrowException, ValueError: see `decode_batch`.
     """
     start, _ = find_message(content)
-    field = schema.get_field_index(name)
-    options = pa.ipc.IpcReadOptions(included_fields=[field], use_threads=False)
+    fields = sorted(schema.get_field_index(name) for name in names)
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
     stream = schema.serialize().to_pybytes() + content.slice(start).to_pybytes()
     batch = pa.ipc.open_stream(pa.BufferReader(stream), options=options).read_next_batch()
     batch.validate(full=True)
-    return batch.column(0)
+    return batch
 
 
 def _require_distinct(

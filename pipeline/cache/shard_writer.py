@@ -114,8 +114,9 @@ class ShardWriter:
         if len(self._waiting) >= _BATCH_EXAMPLES:
             self._write_batch()
 
-    def commit(self) -> None:
-        """Write what waits, bring every file to the disk, then shard.json."""
+    def commit(self) -> tuple[ShardInfo, str]:
+        """Write what waits, bring every file to the disk, then shard.json: what is in it, and its
+        sha256."""
         expected = self._draft.shard_size(self._info["index"])
         if self._counts["examples"] != expected:
             raise CacheError(
@@ -143,9 +144,10 @@ class ShardWriter:
             projections=self._bases.digest,
             columns=columns,
         )
-        write_sealed(self._folder / SHARD, info.model_dump(mode="json"))
+        digest = write_sealed(self._folder / SHARD, info.model_dump(mode="json"))
         sync_folder(self._folder)
         sync_folder(self._folder.parent)
+        return info, digest
 
     def abandon(self) -> None:
         """Let go of rows.arrow where commit() did not come to it."""

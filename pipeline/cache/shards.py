@@ -22,7 +22,7 @@ from pipeline.cache.manifest import Draft, ShardInfo, read_shard
 from pipeline.cache.messages import BROKEN
 from pipeline.cache.names import require_inside
 from pipeline.cache.record_batch import Batch
-from pipeline.cache.rows import decode_batch, decode_column, make_schema, target_columns
+from pipeline.cache.rows import decode_batch, decode_columns, make_schema, target_columns
 from pipeline.cache.shard_facts import require_consistent
 from pipeline.cache.signals.hidden import BlockReader
 from pipeline.cache.signals.quantization import Block
@@ -51,23 +51,30 @@ def find_damage(folder: Path, info: ShardInfo) -> str | None:
     return None
 
 
-def read_column(folder: Path, draft: Draft, name: str) -> Iterator[Any]:
-    """One column of a shard as Arrow arrays, in order; no other column is decompressed.
+def read_columns(
+    folder: Path, draft: Draft, names: Sequence[str], info: ShardInfo
+) -> Iterator[Any]:
+    """Columns of a shard as Arrow record batches, in order; no other column is decompressed.
 
     Raises:
         CacheError: rows.arrow is damaged.
     """
-    info, schema = read_shard(folder), make_schema(draft)
+    schema = make_schema(draft)
     try:
         file = RangeReader(folder / ROWS, info.files[ROWS][1])
         for index, (rows, *_) in enumerate(info.batches):
-            content = _read_checked(file, info, index, schema)
-            column = decode_column(content, schema, name)
-            if len(column) != rows:
-                raise ValueError(f"{len(column)} rows, expected {rows}")
-            yield column
+            batch = decode_columns(_read_checked(file, info, index, schema), schema, names)
+            if batch.num_rows != rows:
+                raise ValueError(f"{batch.num_rows} rows, expected {rows}")
+            yield batch
     except BROKEN as error:
         raise _name_damage(folder, error) from error
+
+
+def read_column(folder: Path, draft: Draft, name: str) -> Iterator[Any]:
+    """One column of a shard as Arrow arrays, in order; see `read_columns`."""
+    for batch in read_columns(folder, draft, [name], read_shard(folder)):
+        yield batch.column(0)
 
 
 class Shard:

@@ -7,8 +7,9 @@ after everything they speak of is on the disk. The same draft and examples give 
 whatever order and however often interrupted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.cache import output_head
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import require_same, write_sealed
 from pipeline.cache.gaps import require_few
+from pipeline.cache.index.gathering import keep_columns
 from pipeline.cache.index.making import write_index
 from pipeline.cache.manifest import (
     DRAFT,
@@ -27,11 +29,13 @@ from pipeline.cache.manifest import (
     read_draft,
     read_manifest,
     read_shard,
+    read_shard_hashed,
     write_manifest,
 )
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.shards import SHARD, shard_folder
+from pipeline.cache.signals.fidelity import Fidelity
 from pipeline.cache.signals.projection import FILE, Bases
 from pipeline.cache.views.file import VIEW, is_view
 from pipeline.errors import CacheError, DataError
@@ -40,6 +44,24 @@ from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writ
 # What stands beside the shards: folders, and files that reached the disk when they were written.
 OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
 
+_FEW = 8  # shards that are looked for one by one; more are found by one listing
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the index and the manifest need to know of a shard that stands.
+
+    Attributes:
+        digest: sha256 of its shard.json.
+        totals: in the order of `Totals`.
+        skipped, fidelity: see `ShardInfo`.
+    """
+
+    digest: str
+    totals: tuple[int, ...]
+    skipped: Mapping[str, str]
+    fidelity: Mapping[str, Fidelity]
+
 
 class CacheWriter:
     """The folder of a cache under way.
@@ -47,7 +69,6 @@ class CacheWriter:
     Attributes:
         path: the folder.
         draft: what it is begun with.
-        finished: the shards that stand and need not be written again.
     """
 
     def __init__(self, path: Path, draft: Draft) -> None:
@@ -73,10 +94,15 @@ class CacheWriter:
             require_same(path, _dump_draft(begun), _dump_draft(draft), remedy)
         self._projected = [name for name, signal in draft.signals.items() if signal.projection]
         self._bases = Bases(path, self._projected)
-        self.finished: set[int] = set()
+        self._standing: dict[int, Standing] = {}
         self._bytes = self._skipped = 0
         self._current: ShardWriter | None = None
         self._find_finished()
+
+    @property
+    def finished(self) -> Set[int]:
+        """The shards that are known to stand and need not be written again."""
+        return self._standing.keys()
 
     @property
     def bytes_written(self) -> int:
@@ -93,17 +119,18 @@ class CacheWriter:
         return self._bases.complete
 
     def stands(self, index: int) -> bool:
-        """Whether a shard need not be written, as it is there whole."""
-        if index in self.finished:
-            return True
-        folder = shard_folder(self.path, index)
-        if self.ready and (folder / SHARD).is_file():
-            self._note_whole(index, list_files(folder))
-        return index in self.finished
+        """Whether a shard need not be written, as it is there whole; looks for it."""
+        if index not in self._standing and self.ready:
+            self._note_whole(index, lambda: list_files(shard_folder(self.path, index)))
+        return index in self._standing
 
     def list_missing(self) -> list[int]:
-        """The shards that do not stand, ascending."""
-        return [index for index in range(self.draft.num_shards) if not self.stands(index)]
+        """The shards that do not stand, ascending; looks for them."""
+        missing = sorted(set(range(self.draft.num_shards)) - self.finished)
+        if len(missing) > _FEW:
+            self._find_finished()
+            return [index for index in missing if index not in self._standing]
+        return [index for index in missing if not self.stands(index)]
 
     @contextmanager
     def shard(self, index: int) -> Iterator[ShardWriter]:
@@ -122,16 +149,17 @@ class CacheWriter:
                 self._current = writer = ShardWriter(local, self.draft, index, self._bases)
                 try:
                     yield writer
-                    writer.commit()
+                    info, digest = writer.commit()
                 finally:
                     self._current = None
                     writer.abandon()
+                keep_columns(local, folder, self.draft, info, digest)
         except OSError as error:
             raise CacheError(
                 f"{folder}: cannot be written ({error.strerror or error}); {len(self.finished)} of"
                 f" {self.draft.num_shards} shards are safe, run the same command again to continue"
             ) from error
-        self._note(index, read_shard(folder))
+        self._note(index, info, digest)
 
     def finish(self) -> Manifest:
         """Write the index and, last, manifest.json; nothing where it stands already.
@@ -148,7 +176,10 @@ class CacheWriter:
                 f"{self.path}: {len(missing)} of {self.draft.num_shards} shards are missing, the"
                 f" first is {missing[0]}; run the same command again to continue"
             )
-        manifest = self._make_manifest(write_index(self.path, self.draft, self.path))
+        standing = [self._standing[index] for index in range(self.draft.num_shards)]
+        digests = [shard.digest for shard in standing]
+        shards = write_index(self.path, self.draft, self.path, digests)
+        manifest = self._make_manifest(shards, standing)
         for folder in (self.path / part for part in OUTSIDE):
             if folder.is_dir():
                 sync_tree(folder)
@@ -172,24 +203,28 @@ class CacheWriter:
         found = list_files(self.path / "shards")
         for index in range(self.draft.num_shards):
             name = shard_folder(self.path, index).name
-            if f"{name}/{SHARD}" in found:
-                self._note_whole(index, found, f"{name}/")
+            if index not in self._standing and f"{name}/{SHARD}" in found:
+                self._note_whole(index, lambda: found, f"{name}/")
 
-    def _note_whole(self, index: int, found: Mapping[str, int], prefix: str = "") -> None:
+    def _note_whole(
+        self, index: int, look: Callable[[], Mapping[str, int]], prefix: str = ""
+    ) -> None:
         """Note a shard that has its shard.json, if all the files of which it speaks are there."""
         try:
-            info = read_shard(shard_folder(self.path, index))
+            info, digest = read_shard_hashed(shard_folder(self.path, index))
         except CacheError:  # a damaged one is written again
             return
+        found = look()
         if info.projections not in (None, self._bases.digest):
             self._bases.forget()  # and all that was projected with other ones
-            self.finished.clear()
+            self._standing.clear()
             self._bytes = 0
         elif all(found.get(prefix + name) == size for name, (size, _) in info.files.items()):
-            self._note(index, info)
+            self._note(index, info, digest)
 
-    def _note(self, index: int, info: ShardInfo) -> None:
-        self.finished.add(index)
+    def _note(self, index: int, info: ShardInfo, digest: str) -> None:
+        totals = tuple(getattr(info, name) for name in Totals.model_fields)
+        self._standing[index] = Standing(digest, totals, info.skipped, info.fidelity)
         self._bytes += info.bytes
         self._skipped += len(info.skipped)
         if info.skipped:
@@ -197,10 +232,14 @@ class CacheWriter:
 
     def _require_own(self) -> None:
         """Where the draft was lost with a damaged manifest, the shards know it by its digest."""
+        names = list_files(self.path / "shards")
         for index in range(self.draft.num_shards):
+            folder = shard_folder(self.path, index)
+            if f"{folder.name}/{SHARD}" not in names:
+                continue
             try:
-                found = read_shard(shard_folder(self.path, index)).draft
-            except CacheError:  # missing or damaged: it will be written
+                found = read_shard(folder).draft
+            except CacheError:  # a damaged one will be written
                 continue
             if found != self.draft.own_digest:
                 raise CacheError(
@@ -208,21 +247,18 @@ class CacheWriter:
                     " written for other settings; remove the folder or choose another"
                 )
 
-    def _make_manifest(self, shards: str) -> Manifest:
-        folders = [shard_folder(self.path, index) for index in range(self.draft.num_shards)]
-        totals = dict.fromkeys(Totals.model_fields, 0)
+    def _make_manifest(self, shards: str, standing: Sequence["Standing"]) -> Manifest:
+        totals = map(sum, zip(*(shard.totals for shard in standing), strict=True))
         skipped: dict[str, str] = {}
-        for folder in folders:
-            info = read_shard(folder)
-            skipped |= info.skipped
-            totals = {name: total + getattr(info, name) for name, total in totals.items()}
+        for shard in standing:
+            skipped |= shard.skipped
         return Manifest(
             **_dump_draft(self.draft),
             shards=shards,
             projections=_hash(self.path / FILE),
             head=_hash(self.path / output_head.FILE),
-            fidelity=read_shard(folders[0]).fidelity,
-            totals=Totals(**totals),
+            fidelity=dict(standing[0].fidelity),
+            totals=Totals(**dict(zip(Totals.model_fields, totals, strict=True))),
             files=sum_files(self.path, *OUTSIDE),
             skipped=skipped,
         )

@@ -16,7 +16,7 @@ from pipeline.storage.files import (
     list_files,
     local_folder,
     map_file,
-    read_known,
+    read_small,
     reading,
     remove_folder,
     remove_tree,
@@ -24,10 +24,10 @@ from pipeline.storage.files import (
     writing,
     writing_folder,
 )
-from pipeline.storage.kept import local_root
+from pipeline.storage.kept import kept_ranges, local_root
 from pipeline.storage.patience import read_seconds
 from pipeline.storage.places import Location, as_path, is_local
-from pipeline.storage.ranges import RangeReader, open_file, read_into
+from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known
 from pipeline.storage.staging import scratch_folder
 from pipeline.storage.syncing import sync_file, sync_folder, sync_tree
 
@@ -38,6 +38,7 @@ __all__ = [
     "create_object",
     "hash_file",
     "is_local",
+    "kept_ranges",
     "list_files",
     "local_folder",
     "local_root",
@@ -46,6 +47,7 @@ __all__ = [
     "read_into",
     "read_known",
     "read_seconds",
+    "read_small",
     "reading",
     "remove_folder",
     "remove_tree",

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import CacheError, StoreError
-from pipeline.storage.kept import kept_ranges
 from pipeline.storage.places import is_local
 from pipeline.storage.staging import scratch_folder, staging
 from pipeline.storage.syncing import sync_file, sync_folder
@@ -135,28 +134,21 @@ def create_object(path: Path, content: bytes) -> bool:
     return True
 
 
-def read_known(path: Path, sha256: str) -> bytes:
-    """A small file whose digest is known; of a store it is kept near.
-
-    What comes from a store and has another digest is asked for once more; whether it then has the
-    right one is the caller's to compare.
+def read_small(path: Path) -> bytes:
+    """A file that shows by itself whether it is whole; of a store by one request.
 
     Raises:
-        CacheError: it is missing or cannot be read.
+        OSError: it is missing, cannot be read, or has more than 64 MB.
     """
-    try:
-        if is_local(path):
-            return _read_small(path)
-        key = f"{path} {sha256}"
-        content = kept_ranges().get(key) or _read_small(path)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            content = _read_small(path)
-        kept_ranges().put(key, content)
-    except OSError as error:
-        raise CacheError(
-            f"{path}: cannot be read ({error}); copy the cache again, or mend it with `stillroom"
-            " verify --repair`"
-        ) from error
+    if is_local(path):
+        size = path.stat().st_size
+        if size > _SMALL:
+            raise OSError(f"{size:,} bytes, at most {_SMALL:,} make sense")
+        return path.read_bytes()
+    remote: Any = path
+    content: bytes = remote.fs.cat_first(remote.path, _SMALL + 1)
+    if len(content) > _SMALL:
+        raise OSError(f"more than {_SMALL:,} bytes make no sense")
     return content
 
 
@@ -219,16 +211,6 @@ def map_file(path: Path) -> Any:
     """A whole file as a buffer: mapped into memory here, in memory elsewhere."""
     local = is_local(path)
     return pa.memory_map(str(path)).read_buffer() if local else pa.py_buffer(path.read_bytes())
-
-
-def _read_small(path: Path) -> bytes:
-    # Python takes as much memory as it is asked to read, here 64 MB for each shard.
-    most = min(_SMALL, path.stat().st_size) if is_local(path) else _SMALL
-    with path.open("rb") as opened:
-        content = opened.read(most + 1)
-    if len(content) > _SMALL:
-        raise OSError(f"more than {_SMALL:,} bytes")
-    return content
 
 
 def _upload(local: Path, path: Path) -> None:

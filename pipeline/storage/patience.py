@@ -20,6 +20,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from pipeline.errors import StoreError
+from pipeline.storage.refusals import BEYOND, find_status, is_final, name_refusal, say_once
 
 PATIENCE_VARIABLE = "STILLROOM_STORE_PATIENCE"
 TIMEOUT_VARIABLE = "STILLROOM_STORE_TIMEOUT"
@@ -31,18 +32,6 @@ _SLOWEST = 64 * 2**10  # bytes per second; a transfer that is slower is begun ag
 _PART = 16 * 2**20  # bytes of a part of an upload; up to twice as many are put at once
 _MOST_PARTS = 10_000
 
-_FINAL = (
-    *(FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(AttributeError, ImportError, MemoryError, NotImplementedError, TypeError, ValueError),
-)
-# Of botocore, which is not imported for the sake of other stores.
-_FINAL_NAMES = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
-_BEYOND = 416  # a range that begins behind the end of the object
-_PASSING_STATUS = {408, 409, 425, 429}
-_PASSING_CODES = {
-    *("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"),
-    "NoSuchUpload",  # whose end was answered, but the answer lost
-}
 _RANDOM = random.SystemRandom()  # the training's own generator must not notice
 
 Answer = TypeVar("Answer")
@@ -105,11 +94,26 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
             try:
                 found: bytes = self._call("cat_file", size, path, start=first, end=last, **kwargs)
             except Exception as error:
-                if _find_status(error)[0] != _BEYOND:
+                if find_status(error)[0] != BEYOND:
                     raise
                 found = b""
             if len(found) != size and self.info(path)["size"] >= last:
                 raise OSError(f"{len(found):,} of {size:,} bytes arrived")
+            return found
+
+        return self._repeat("read", path, read)
+
+    def cat_first(self, path: str, most: int) -> bytes:
+        """The first bytes of an object, by one request: unlike in `cat_file`, nobody asks whether
+        there are more of them than arrived."""
+
+        def read() -> bytes:
+            try:
+                found: bytes = self._call("cat_file", _PART, path, start=0, end=most)
+            except Exception as error:
+                if find_status(error)[0] != BEYOND:
+                    raise
+                found = b""
             return found
 
         return self._repeat("read", path, read)
@@ -220,13 +224,13 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
                     told = f"{url}: cannot be {done} ({missing}); create it first"
                     raise StoreError(told) from error
                 if is_final(error):
-                    raise _name_refusal(url, done, error) from error
+                    raise name_refusal(url, done, error) from error
                 waited = time.monotonic() - began
                 if tries == _TRIES or (tries >= _LEAST and waited >= patience):
                     raise StoreError(
-                        f"{url}: cannot be {done} ({_say(error)}), {tries} tries in {waited:,.1f}"
-                        " s; what is finished is safe, run the same command again when the store"
-                        f" answers, or be more patient by {PATIENCE_VARIABLE}"
+                        f"{url}: cannot be {done} ({say_once(error)}), {tries} tries in"
+                        f" {waited:,.1f} s; what is finished is safe, run the same command again"
+                        f" when the store answers, or be more patient by {PATIENCE_VARIABLE}"
                     ) from error
             time.sleep(patience / 2**_TRIES * 2**tries * _RANDOM.uniform(0.5, 1.0))
         raise AssertionError("the last try returns or raises")
@@ -237,48 +241,6 @@ class _ReadFile(AbstractBufferedFile):  # type: ignore[misc]  # ships without ty
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return bytes(self.fs.cat_file(self.path, start=start, end=end))
-
-
-def is_final(error: BaseException) -> bool:
-    """Whether the store has decided, so that asking again would be of no use."""
-    status, code = _find_status(error)
-    if code in _PASSING_CODES:
-        return False
-    if isinstance(error, (*_FINAL, StoreError)) or type(error).__name__ in _FINAL_NAMES:
-        return True
-    return 400 <= status < 500 and status not in _PASSING_STATUS
-
-
-def _find_status(error: BaseException) -> tuple[int, str]:
-    """HTTP status and code of an answer, (0, "") where there was none: botocore's, gcsfs', Azure's,
-    the hub's."""
-    for known in (error, error.__cause__):
-        response = getattr(known, "response", None)
-        if isinstance(response, dict):
-            meta = response.get("ResponseMetadata", {})
-            code = str(response.get("Error", {}).get("Code", ""))
-            return int(meta.get("HTTPStatusCode", 0)), code
-        for status in (getattr(response, "status_code", None), getattr(known, "status_code", None)):
-            if isinstance(status, int):
-                return status, ""
-        # aiohttp gives a body that was cut off a code of 400 of its own.
-        status = getattr(known, "code", None)
-        if isinstance(status, int) and type(known).__module__.startswith("gcsfs"):
-            return status, ""
-    return 0, ""
-
-
-def _name_refusal(url: str, done: str, error: Exception) -> StoreError:
-    if isinstance(error, StoreError):
-        return error
-    remedy = "check the address and the settings of the store"
-    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        remedy = "check the credentials and what they allow"
-    return StoreError(f"{url}: cannot be {done} ({_say(error)}); {remedy}")
-
-
-def _say(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_seconds(variable: str, default: float) -> float:

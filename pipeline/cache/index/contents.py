@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.errors import CacheError
 from pipeline.examples import Example
 from pipeline.identity import CONTENT_BYTES, digest_example
+from pipeline.storage import read_known
 
 CONTENTS = "contents.arrow"
 CONTENTS_INDEX = f"index/{CONTENTS}"
@@ -33,14 +35,23 @@ def write_contents(folder: Path, contents: Sequence[bytes]) -> None:
     write_table(folder / CONTENTS, pa.table({"content": values}))
 
 
-def join_contents(path: Path, shards: Iterable[Path]) -> None:
-    """Write index/contents.arrow of a cache from the folders of its shards, in order; nothing where
-    a shard was written before there were contents."""
-    folders = list(shards)
-    if not all((folder / CONTENTS).is_file() for folder in folders):
-        return
-    tables = [read_table(folder / CONTENTS, _KINDS) for folder in folders]
-    write_table(path / CONTENTS_INDEX, pa.concat_tables(tables).combine_chunks())
+def read_shard_contents(folder: Path, sha256: str | None = None) -> Any:
+    """Those of a shard's rows, as an Arrow array.
+
+    Args:
+        sha256: of the file, where that is known: of a store it is then one request.
+
+    Raises:
+        CacheError: the file is missing or damaged.
+    """
+    content = None if sha256 is None else read_known(folder / CONTENTS, sha256)
+    return read_table(folder / CONTENTS, _KINDS, content)["content"].combine_chunks()
+
+
+def write_index_contents(path: Path, contents: Sequence[Any]) -> None:
+    """Write index/contents.arrow of a cache from the arrays of its shards, in order."""
+    joined = pa.chunked_array(contents, pa.binary(CONTENT_BYTES)).combine_chunks()
+    write_table(path / CONTENTS_INDEX, pa.table({"content": joined}))
 
 
 def read_contents(path: Path, count: int) -> np.ndarray | None:
@@ -83,7 +94,7 @@ def _read_shard(folder: Path, count: int) -> Iterable[bytes | None]:
     """The contents of a shard's rows, None for each where it does not stand."""
     if not all((folder / name).is_file() for name in (SHARD, CONTENTS)):
         return repeat(None, count)
-    found: list[bytes] = read_table(folder / CONTENTS, _KINDS)["content"].to_pylist()
+    found: list[bytes] = read_shard_contents(folder).to_pylist()
     return found
 
 

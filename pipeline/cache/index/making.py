@@ -1,30 +1,33 @@
 """The index of a cache, made from its shards: when a cache is finished, compared, or mended.
 
-    shards/NNNNN/rows.arrow, column by column -- write_index --> index/
+    shards/NNNNN -- Gathered --> ids, contents, columns -- write_index --> index/
 
 Equal shards give an equal index.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from pipeline.cache.index.contents import join_contents
+from pipeline.cache.index.contents import write_index_contents
+from pipeline.cache.index.gathering import Gathered
 from pipeline.cache.index.groups import group_rows, write_groups
 from pipeline.cache.index.ids import write_ids
 from pipeline.cache.index.splits import write_shards, write_split
 from pipeline.cache.manifest import Draft
-from pipeline.cache.shards import SHARD, read_column, shard_folder
+from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.storage import hash_file
 
 
-def write_index(path: Path, draft: Draft, target: Path) -> str:
+def write_index(
+    path: Path, draft: Draft, target: Path, digests: Sequence[str] | None = None
+) -> str:
     """Index the shards of a cache, all of which stand.
 
     Args:
         path: the cache.
         target: the folder that index/ is written into: the cache itself, or another to compare.
+        digests: sha256 of each shard.json, where that is known.
 
     Returns:
         sha256 of index/shards.arrow.
@@ -33,29 +36,26 @@ def write_index(path: Path, draft: Draft, target: Path) -> str:
         CacheError: a damaged shard.
         DataError: an example id that stands twice.
     """
-    folders = [shard_folder(path, index) for index in range(draft.num_shards)]
-    write_ids(target, _texts(folders, draft, "example_id"), _find_id(folders, draft))
+    if digests is None:
+        digests = [hash_file(shard_folder(path, i) / SHARD) for i in range(draft.num_shards)]
+    shards = Gathered(path, draft, digests)
+    write_ids(target, shards.texts("example_id"), _find_id(shards, draft))
     if "split" in draft.columns:
-        write_split(target, _texts(folders, draft, "split"))
+        write_split(target, shards.texts("split"))
     for name in draft.columns:  # so that whoever samples by one that has few values reads none
-        groups = group_rows(_arrays(folders, draft, name))
+        groups = group_rows(shards.arrays(name))
         if groups is not None:
             write_groups(target, name, groups)
-    join_contents(target, folders)
-    return write_shards(target, (hash_file(folder / SHARD) for folder in folders))
+    contents = shards.contents()
+    if contents is not None:
+        write_index_contents(target, contents)
+    return write_shards(target, digests)
 
 
-def _arrays(folders: Sequence[Path], draft: Draft, name: str) -> Iterator[Any]:
-    return chain.from_iterable(read_column(folder, draft, name) for folder in folders)
-
-
-def _texts(folders: Sequence[Path], draft: Draft, name: str) -> Iterator[Any]:
-    return chain.from_iterable(array.to_pylist() for array in _arrays(folders, draft, name))
-
-
-def _find_id(folders: Sequence[Path], draft: Draft) -> Callable[[int], str]:
+def _find_id(shards: Gathered, draft: Draft) -> Callable[[int], str]:
     def id_of(row: int) -> str:
         shard, local = divmod(row, draft.shard_examples)
-        return str(next(islice(_texts([folders[shard]], draft, "example_id"), local, None)))
+        ids = (i for array in shards.arrays_of(shard, "example_id") for i in array.to_pylist())
+        return str(next(islice(ids, local, None)))
 
     return id_of

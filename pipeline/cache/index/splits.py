@@ -162,17 +162,20 @@ def write_table(file: Path, table: Any) -> None:
         writer.write_table(table)
 
 
-def read_table(file: Path, kinds: Mapping[str, Any] | None = None) -> Any:
+def read_table(
+    file: Path, kinds: Mapping[str, Any] | None = None, content: bytes | None = None
+) -> Any:
     """Map a file of the index into memory: a table of one chunk.
 
     Args:
         kinds: column -> Arrow type, as they are expected; texts may be null, nothing else.
+        content: its bytes, where they have been read.
 
     Raises:
         CacheError: it is missing or damaged, or has other columns.
     """
     try:
-        schema, batches = read_plain(map_file(file))
+        schema, batches = read_plain(map_file(file) if content is None else pa.py_buffer(content))
         found = {field.name: field.type for field in schema}
         kinds = found if kinds is None else kinds
         if found != dict(kinds):

@@ -22,11 +22,12 @@ from pathlib import Path
 from pipeline.cache.locking.exclusive import create_exclusively
 from pipeline.cache.locking.owners import BEATS, Owner, Witness
 from pipeline.errors import CacheError, StoreError
-from pipeline.storage import is_local, remove_folder, scratch_folder, write_bytes
+from pipeline.storage import is_local, read_small, remove_folder, scratch_folder, write_bytes
 
 LOCKS = "locks"
 _GATE = "gate"
 _OWNER = ".json"
+_TOKEN_BYTES = 16  # in hex; an owner ends in a newline
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0
 
 
@@ -48,7 +49,7 @@ def occupy(
     Raises:
         CacheError: somebody else is at work there, or the folder cannot be written.
     """
-    owner = Owner(secrets.token_hex(8), purpose, shared)
+    owner = Owner(secrets.token_hex(_TOKEN_BYTES // 2), purpose, shared)
     occupant = Occupant(cache, owner, tell)
     try:
         occupant.enter()
@@ -128,7 +129,7 @@ class Occupant:
             mine = self._folder / (name if last is None else f"{name}.{last}")
             if not create_exclusively(mine, self.owner.token.encode()):
                 continue
-            if self._follow(name)[-1:] == [self.owner.token]:
+            if last is None or self._follow(name)[-1:] == [self.owner.token]:
                 return True
             _remove(mine)  # its owner was gone before we came
 
@@ -275,8 +276,12 @@ def lengthen_pauses() -> Iterator[float]:
 
 
 def _read(file: Path) -> bytes | None:
+    """What a file of the folder says, None where it is not there; of a store by one request, unless
+    it comes torn."""
     try:
-        return file.read_bytes()
+        content = read_small(file)
+        whole = len(content) == _TOKEN_BYTES or content.endswith(b"\n")
+        return content if whole else file.read_bytes()
     except FileNotFoundError:
         return None
 

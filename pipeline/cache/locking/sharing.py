@@ -63,13 +63,13 @@ class Shards:
     def take(self) -> Iterator[int]:
         """Claim one shard after the other, each when it is asked for; those of others are left."""
         for index in self._order():
-            if self._writer.stands(index):
+            if self._stands(index):
                 continue
             if not self._here.claim(_name(index)):
                 if self._writer.ready:
                     continue
                 return  # shard 0, which all others need
-            if self._writer.stands(index):  # since we looked
+            if self._stands(index):  # since we looked
                 self.give_back(index)
                 continue
             yield index
@@ -93,7 +93,14 @@ class Shards:
         yield from self.wanted
 
     def _missing(self) -> list[int]:
-        return [index for index in self.wanted if not self._writer.stands(index)]
+        if self._here.owner.shared:
+            self._writer.list_missing()  # looks for those of others
+        return sorted(set(self.wanted) - self._writer.finished)
+
+    def _stands(self, index: int) -> bool:
+        if self._here.owner.shared:
+            return self._writer.stands(index)
+        return index in self._writer.finished  # nobody else writes any
 
 
 def parse_range(text: str, count: int) -> range:

@@ -139,7 +139,7 @@ class Bases:
         self._expected = set(expected)
         self._digest: str | None = None
         try:
-            self._found = _parse(self._file.read_bytes())
+            self._found = _parse(self._file.read_bytes()) if self._expected else {}
         except (OSError, SafetensorError, LookupError, ValueError):
             self._found = {}
 
