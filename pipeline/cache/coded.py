@@ -6,7 +6,7 @@
 Codes are a third of what they become, so a device may be sent them in its place.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.cache.codecs import Codec, Decoded, Layout, Ranking
 from pipeline.cache.codecs.workspace import take_scratch
+from pipeline.errors import CacheError
 from pipeline.targets import Targets
 
 LABEL = "label_id"
@@ -34,12 +35,16 @@ class Rows:
             and `label_id` [N, 1] int32.
         start, stop: the rows that are meant.
         ranking: the shard's.
+        padded: whether a logit may be -inf.
+        owner: says whose they are.
     """
 
     columns: Mapping[str, np.ndarray]
     start: int
     stop: int
     ranking: Ranking
+    padded: bool
+    owner: Callable[[], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +74,39 @@ class CodedTargets:
         return replace(targets[0], parts=[part for one in targets for part in one.parts])
 
     def join(self) -> "JoinedTargets":
-        """Copy them, so that they keep no record batch alive and can be moved to a device."""
+        """Copy them, so that they keep no record batch alive and can be moved to a device.
+
+        Raises:
+            CacheError: NaN or infinity among them.
+        """
         columns = {
-            name: torch.from_numpy(np.concatenate([c[p.start : p.stop] for p, c in pairs]))
+            name: np.concatenate([c[p.start : p.stop] for p, c in pairs])
             for name, pairs in self._pair_columns()
         }
-        return JoinedTargets(columns, self._runs(), self.codec, self.layout)
+        if self.codec.has_invalid(columns, padded=any(part.padded for part in self.parts)):
+            self._refuse_invalid()
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return JoinedTargets(tensors, self._runs(), self.codec, self.layout)
 
     def to(self, device: torch.device | str) -> Targets:
-        """Decode on a device; fresh tensors each time."""
+        """Decode on a device; fresh tensors each time.
+
+        Raises:
+            CacheError: NaN or infinity among them.
+        """
         if torch.device(device) != _CPU:
             return self.join().to(device)
         out = Decoded.empty(len(self), self.layout)
         labels = np.empty(len(self), dtype=np.int64)
         start = 0
+        padded = any(part.padded for part in self.parts)
         for chunk in self._cut():
             columns, rows = chunk._join_for_now(), slice(start, start + len(chunk))
             into = out if len(chunk) == len(self) else out.select(rows)
             find = partial(_find_ids, chunk._runs())
             self.codec.decode(columns, self.layout, find, into)
+            if self.codec.exact and not into.is_finite(padded):  # while it is near the processor
+                chunk._refuse_invalid()
             labels[rows] = columns[LABEL][:, 0]
             start = rows.stop
         return Targets(
@@ -124,6 +143,15 @@ class CodedTargets:
             columns[name] = take_scratch(name, (count, first.shape[1]), first.dtype)
             np.concatenate([c[p.start : p.stop] for p, c in pairs], out=columns[name])
         return columns
+
+    def _refuse_invalid(self) -> None:
+        for part in self.parts:
+            own = {name: column[part.start : part.stop] for name, column in part.columns.items()}
+            if self.codec.has_invalid(own, part.padded):
+                raise CacheError(
+                    f"{part.owner()} has targets that are NaN or infinite; the shard is damaged,"
+                    " copy or cache it again"
+                )
 
     def _pair_columns(self) -> Iterator[tuple[str, list[tuple[Rows, np.ndarray]]]]:
         for name in self.parts[0].columns:

@@ -82,19 +82,27 @@ class Batch:
     """
 
     def __init__(
-        self, batch: Any, draft: Draft, kinds: Mapping[str, tuple[str, int]], ranking: Ranking
+        self,
+        batch: Any,
+        draft: Draft,
+        kinds: Mapping[str, tuple[str, int]],
+        ranking: Ranking,
+        where: str = "",
     ) -> None:
         """Find the columns.
 
         Args:
             kinds: `target_columns(draft)`, which costs more than it should for every batch.
             ranking: the shard's.
+            where: it is from, for messages.
 
         Raises:
             ValueError: columns that do not fit one another.
         """
         self._draft = draft
         self._ranking = ranking
+        self._where = where
+        self._padded = draft.imported is not None  # a dump's rows may hold fewer than K
         self._like = draft.targets.codec, draft.layout
         self._batch = batch
         self._rows = int(batch.num_rows)
@@ -156,7 +164,8 @@ class Batch:
         """One example with its hidden states."""
         self.visits += 1
         tokens, segments, targets = (slice(ends[row], ends[row + 1]) for ends in self._ends)
-        rows = Rows(self._fields, targets.start, targets.stop, self._ranking)
+        owner = partial(self._name, row)
+        rows = Rows(self._fields, targets.start, targets.stop, self._ranking, self._padded, owner)
         example = StoredExample.__new__(StoredExample)
         vars(example).update(
             input_ids=self._tokens[tokens],
@@ -169,6 +178,9 @@ class Batch:
             _row=row,
         )
         return example
+
+    def _name(self, row: int) -> str:
+        return f"{self._where}: example {self.example_id(row)!r}"
 
     def _find_shifted(self) -> frozenset[int]:
         """Examples with any label that is not the token after its position."""

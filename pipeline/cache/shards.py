@@ -131,7 +131,8 @@ class Shard:
                 raise ValueError(
                     f"it has {batch.num_rows} rows, expected {self.info.batches[index][0]}"
                 )
-            return Batch(batch, self._draft, self._kinds, self._ranking)
+            where = f"{self._folder}: record batch {index} of {ROWS}"
+            return Batch(batch, self._draft, self._kinds, self._ranking, where)
         except BROKEN as error:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 

@@ -10,6 +10,7 @@ all those of a record batch, and reads all those of a training batch.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -69,6 +70,11 @@ class Decoded:
         pairs = zip(shapes, types, strict=True)
         return cls(*(torch.empty(shape, dtype=kind, device=device) for shape, kind in pairs))
 
+    def is_finite(self, padded: bool) -> bool:
+        """Whether all are numbers, of arrays; `padded`: or a logit is -inf."""
+        whole = all(map(are_finite, (self.draw_logits, self.logsumexp, self.label_log_probs)))
+        return whole and (are_finite(self.logits) or (padded and bool(self.logits.max() < np.inf)))
+
     def select(self, rows: slice) -> "Decoded":
         """Views of some targets."""
         return Decoded(**{name: array[rows] for name, array in vars(self).items()})
@@ -90,6 +96,9 @@ class Codec(StrictModel, ABC):
 
     # Whether a target may hold fewer than K entries: others have a logit of -inf and mean nothing.
     short: ClassVar[bool] = False
+
+    # Whether the bits of numbers are kept as they are, which may be none.
+    exact: ClassVar[bool] = False
 
     name: str
 
@@ -116,3 +125,19 @@ class Codec(StrictModel, ABC):
                 `out` is.
             find: the numbering, in place of the layout's.
         """
+
+    def has_invalid(self, columns: Mapping[str, np.ndarray], padded: bool) -> bool:
+        """Whether codes stand for NaN or infinity, as those of an `exact` codec can.
+
+        Args:
+            columns: see `decode`.
+            padded: whether a logit may be -inf, see `Entries`.
+        """
+        return False
+
+
+def are_finite(values: np.ndarray) -> bool:
+    """Whether none is NaN or infinity."""
+    flat = values.reshape(-1)
+    # A sum of squares takes half as long as asking each number; one that overflows tells nothing.
+    return isfinite(np.vdot(flat, flat)) or bool(np.isfinite(flat).all())

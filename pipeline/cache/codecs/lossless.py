@@ -12,7 +12,16 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from pipeline.cache.codecs.base import Array, Codec, Columns, Decoded, Entries, Find, Layout
+from pipeline.cache.codecs.base import (
+    Array,
+    Codec,
+    Columns,
+    Decoded,
+    Entries,
+    Find,
+    Layout,
+    are_finite,
+)
 from pipeline.cache.codecs.planes import (
     count_planes,
     join_ids,
@@ -30,6 +39,7 @@ class Lossless(Codec):
     """Raw logits and normalisers as float32, exact for any teacher."""
 
     short: ClassVar = True
+    exact: ClassVar = True
 
     name: Literal["lossless"] = "lossless"
 
@@ -75,3 +85,23 @@ class Lossless(Codec):
                 join_planes(columns, f"{prefix}logit", _FLOAT_BYTES, logits.view(whole))
         out.logsumexp[...] = columns["logsumexp"]
         out.label_log_probs[...] = columns["label_log_prob"][:, 0]
+
+    def has_invalid(self, columns: Mapping[str, np.ndarray], padded: bool) -> bool:
+        """See `Codec.has_invalid`: of logits the highest plane is looked at, a byte of four."""
+        if not all(are_finite(columns[name]) for name in ("logsumexp", "label_log_prob")):
+            return True
+        for prefix in ("", "draw_"):
+            highest = columns.get(f"{prefix}logit_3")
+            doubtful = highest is not None and (highest & 0x7F).max(initial=0) == 0x7F
+            if doubtful and _find_infinite(columns, prefix, padded and not prefix).any():
+                return True
+        return False
+
+
+def _find_infinite(columns: Mapping[str, np.ndarray], prefix: str, padded: bool) -> np.ndarray:
+    """[N, W] bool, where the bytes of a float32 are NaN or infinity; of -inf only unless padded."""
+    low, middle, high, highest = (columns[f"{prefix}logit_{plane}"] for plane in range(4))
+    found: np.ndarray = (highest & 0x7F == 0x7F) & (high >= 0x80)
+    if padded:
+        found &= (highest != 0xFF) | (high != 0x80) | (low | middle != 0)
+    return found

@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec
 from pipeline.cache.signals.chunks import CHUNK_ROWS, ChunkReader, ChunkWriter, Kind
 from pipeline.cache.signals.fidelity import Fidelity, Sample
 from pipeline.cache.signals.projection import Bases
-from pipeline.cache.signals.quantization import ENCODINGS, Block
+from pipeline.cache.signals.quantization import ENCODINGS, SCALE, Block
 from pipeline.cache.signals.spec import Signal, list_arrays
 from pipeline.errors import NumericalError
 
@@ -198,9 +198,16 @@ class BlockReader:
         self._chunks = ChunkReader(path, list_arrays(signals), files)
 
     def read(self, name: str, block: int) -> Block:
-        """The block of 512 rows; raises what `ChunkReader.read` does."""
+        """The block of 512 rows; raises what `ChunkReader.read` does.
+
+        Scales are compared with what a scale can be, numbers by themselves with nothing: that takes
+        as long as reading them, so only `verify` looks at them.
+        """
         encoding = ENCODINGS[self._signals[name].dtype]
-        return Block(encoding, [self._chunks.read(name + end, block) for end in encoding.arrays])
+        parts = {end: self._chunks.read(name + end, block) for end in encoding.arrays}
+        if SCALE in parts and not np.isfinite(parts[SCALE]).all():
+            raise ValueError("a scale that is NaN or infinity")
+        return Block(encoding, list(parts.values()))
 
     def read_ahead(self, name: str, block: int) -> None:
         """Begin to fetch a block that will be read soon; raises what `ChunkReader.read` does."""

@@ -33,6 +33,9 @@ from pipeline.errors import CacheError, StillroomError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example
 from pipeline.storage import hash_file, list_files
+from pipeline.targets import Targets
+
+_EXCESS = 1e-3  # of the mass of kept classes above 1, which rounding may make
 
 
 class ShardCheck:
@@ -153,7 +156,7 @@ class ShardCheck:
                 example = self._check_row(batch, row, draft, counts["features"])
                 features = batch.features(row)
                 counts["examples"] += 1
-                counts["targets"] += len(example.targets)
+                counts["targets"] += len(example.target_positions)
                 counts["features"] += features.stop - features.start
                 counts["tokens"] += len(example.input_ids)
                 ids.update(f"{example.example_id}\n".encode())
@@ -202,12 +205,29 @@ def find_faults(example: CachedExample, draft: Draft) -> Iterator[str]:
         check_example(bare, draft.model_copy(update={"signals": {}}))
     except StillroomError as error:
         yield str(error)
+    else:
+        for temperature in find_excess(example.targets):
+            yield (
+                f"example {example.example_id!r}: probabilities of kept classes sum to more than 1"
+                f" at temperature {temperature:g}"
+            )
     positions = example.target_positions
     if len(positions) and not (
         0 <= positions.min() <= positions.max() < len(example.input_ids)
         and bool((np.diff(positions) >= 0).all())
     ):
         yield f"example {example.example_id!r}: its target positions are outside of it or unsorted"
+
+
+def find_excess(targets: Targets) -> Iterator[float]:
+    """The temperatures at which the kept classes of some target have a mass above 1, as they have
+    where its normaliser is below its highest logit."""
+    logits = targets.logits.double()
+    for temperature, logsumexp in zip(targets.temperatures, targets.logsumexp.T, strict=True):
+        mass = (logits / temperature - logsumexp[:, None]).exp().sum(dim=1)
+        # What float32 leaves uncertain of a normaliser is a share of it.
+        if bool((mass > 1 + _EXCESS + logsumexp.abs() * 2**-20).any()):
+            yield temperature
 
 
 def shorten(error: Exception, subject: Path) -> str:
