@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.cache.checksums import sum_files
 from pipeline.cache.documents import read_json, write_sealed
-from pipeline.cache.manifest import Totals
+from pipeline.cache.manifest import Files, Totals
 from pipeline.errors import CacheError
 
 
@@ -33,6 +33,7 @@ class CaptureLog:
     teacher_files: dict[str, Any]
     sessions: list[dict[str, Any]] = field(default_factory=list)
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    _beside: Files = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -68,8 +69,14 @@ class CaptureLog:
         """The sum of a number over the sessions."""
         return float(sum(session[name] for session in self.sessions))
 
-    def save(self) -> None:
-        """Write the sessions and their sums, and the checksum of the config they ran with."""
+    def save(self, last: bool = False) -> None:
+        """Write the sessions and their sums, and the checksums of the config they ran with.
+
+        Args:
+            last: sum up the config once more, which another process may have written meanwhile.
+        """
+        if last or not self._beside:
+            self._beside = sum_files(self.path.parent, "config.yaml", "teacher.json")
         own = self.sessions[-1]
         with self.turn():
             recorded = CaptureLog.read(self.path).sessions
@@ -82,7 +89,7 @@ class CaptureLog:
         counts = {name: int(self.total(name)) for name in ("tokens", "targets", "examples")}
         kept = {name: last[name] for name in ("bytes", "device", "dtype", "workers", "threads")}
         content = {**times, **counts, **kept, "sessions": self.sessions}
-        content["files"] = sum_files(self.path.parent, "config.yaml", "teacher.json")
+        content["files"] = self._beside
         write_sealed(self.path, {**content, "teacher_files": self.teacher_files})
 
     def summarise(self, cache: Path, totals: Totals) -> str:

@@ -246,7 +246,7 @@ def _finish(config: CacheConfig, writer: CacheWriter, log: CaptureLog, here: Occ
                 " outside --shard-range; whoever writes the last of them finishes the cache"
             )
             return
-        log.save()
+        log.save(last=True)
         here.require()
         manifest = writer.finish()
     here.tell(log.summarise(output, manifest.totals))

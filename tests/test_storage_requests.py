@@ -10,6 +10,7 @@ from small_relay import Served
 from small_store import Bucket
 
 from pipeline.cache import CacheWriter, TeacherCache
+from pipeline.cache.verifying.whole import verify_cache
 from pipeline.storage import as_path
 
 SMALL, LARGE = 3, 12  # shards of two caches; what differs is what a shard costs
@@ -49,6 +50,7 @@ def run(bucket: Bucket, shards: int, near: Path, monkeypatch: pytest.MonkeyPatch
     count("open", lambda: TeacherCache.open(path), "third")
     count("stream", lambda: list(cache.stream(seed=0, epoch=0)), "third")
     count("stream again", lambda: list(cache.stream(seed=0, epoch=1)), "third")
+    count("verify", lambda: verify_cache(path), "fourth")
     return steps
 
 
@@ -68,4 +70,5 @@ def test_each_shard_costs_so_many_requests_and_no_more(
         "open": {},
         "stream": {"GET": 2},
         "stream again": {},
+        "verify": {"LIST": 1, "GET": 6},  # all bytes, and once more what they mean
     }

@@ -1,34 +1,44 @@
 """Sizes and sha256 of files: taken when they are written, compared before they are believed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.cache.manifest import Files
 from pipeline.errors import CacheError
-from pipeline.storage import hash_file, list_files
+from pipeline.storage import find_size, hash_file, list_files
 
 
 def sum_files(folder: Path, *parts: str) -> Files:
     """path -> [bytes, sha256] of all files below a folder, or of those of some parts of it."""
-    names = [name for part in parts for name in _list_part(folder, part)]
-    names = sorted(names if parts else list_files(folder), key=lambda name: name.split("/"))
-    return {name: ((folder / name).stat().st_size, hash_file(folder / name)) for name in names}
+    sizes: dict[str, int] = {} if parts else list_files(folder)
+    for part in parts:
+        sizes |= _list_part(folder, part)
+    names = sorted(sizes, key=lambda name: name.split("/"))
+    return {name: (sizes[name], hash_file(folder / name, sizes[name])) for name in names}
 
 
-def _list_part(folder: Path, part: str) -> list[str]:
-    if (folder / part).is_file():
-        return [part]
-    return [f"{part}/{name}" for name in list_files(folder / part)]
+def _list_part(folder: Path, part: str) -> dict[str, int]:
+    size = find_size(folder / part)
+    if size is not None:
+        return {part: size}
+    return {f"{part}/{name}": size for name, size in list_files(folder / part).items()}
 
 
-def find_difference(folder: Path, name: str, files: Files) -> str | None:
-    """What is wrong with a file that is listed, None where nothing is."""
+def find_difference(
+    folder: Path, name: str, files: Files, sizes: Mapping[str, int] | None = None
+) -> str | None:
+    """What is wrong with a file that is listed, None where nothing is.
+
+    Args:
+        sizes: bytes of all files of the folder, where they are known.
+    """
     size, digest = files[name]
-    file = folder / name
-    if not file.is_file():
+    found = find_size(folder / name) if sizes is None else sizes.get(name)
+    if found is None:
         return "is missing"
-    if (found := file.stat().st_size) != size:
+    if found != size:
         return f"has {found:,} bytes, expected {size:,}"
-    if hash_file(file) != digest:
+    if hash_file(folder / name, size) != digest:
         return "fails its checksum"
     return None
 

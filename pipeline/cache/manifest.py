@@ -258,10 +258,10 @@ def read_shard(folder: Path, content: bytes | None = None) -> ShardInfo:
     return parse_document(ShardInfo, parse_json(file, content), file)
 
 
-def read_shard_hashed(folder: Path) -> tuple[ShardInfo, str]:
-    """Read <shard>/shard.json, with its sha256."""
+def read_shard_hashed(folder: Path, require_seal: bool = False) -> tuple[ShardInfo, str]:
+    """Read <shard>/shard.json, with its sha256; see `read_json`."""
     file = folder / "shard.json"
-    raw, sha256 = read_hashed(file)
+    raw, sha256 = read_hashed(file, require_seal)
     return parse_document(ShardInfo, raw, file), sha256
 
 

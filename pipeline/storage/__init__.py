@@ -12,6 +12,7 @@ Either is joined by `/` and read by `read_bytes`; this room has what differs.
 
 from pipeline.storage.files import (
     create_object,
+    find_size,
     hash_file,
     list_files,
     local_folder,
@@ -36,6 +37,7 @@ __all__ = [
     "RangeReader",
     "as_path",
     "create_object",
+    "find_size",
     "hash_file",
     "is_local",
     "kept_ranges",

@@ -19,6 +19,7 @@ from pipeline.storage.syncing import sync_file, sync_folder
 _DRAFT = ".draft"
 _SMALL = 64 * 2**20  # bytes of a file that is read at once, whoever wrote it
 _UPLOADS = 4  # files sent at once
+_PIECE = 16 * 2**20  # bytes that are asked for at once where nobody keeps them
 _LATER = 1.0  # seconds in which a rival's put arrives, where a store has none that is conditional
 
 
@@ -152,10 +153,37 @@ def read_small(path: Path) -> bytes:
     return content
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file's content, in hex."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def find_size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none; of a store by one request."""
+    if is_local(path):
+        return path.stat().st_size if path.is_file() else None
+    remote: Any = path
+    try:
+        found = remote.fs.info(remote.path)
+    except FileNotFoundError:
+        return None
+    return int(found["size"]) if found["type"] == "file" else None
+
+
+def hash_file(path: Path, size: int | None = None) -> str:
+    """sha256 of a file's content, in hex.
+
+    Args:
+        size: its bytes, where they are known: a store need not be asked for them.
+
+    Raises:
+        OSError: it is missing, shorter, or cannot be read.
+    """
+    if is_local(path):
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    remote: Any = path
+    size = int(remote.fs.info(remote.path)["size"]) if size is None else size
+    digest = hashlib.sha256()
+    for start in range(0, size, _PIECE):
+        piece = remote.fs.cat_file(remote.path, start=start, end=min(start + _PIECE, size))
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def remove_tree(path: Path) -> None:

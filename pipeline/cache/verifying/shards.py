@@ -19,9 +19,8 @@ from pipeline.cache.accepting import check_example
 from pipeline.cache.checksums import find_difference
 from pipeline.cache.columns import name_damaged
 from pipeline.cache.documents import read_json
-from pipeline.cache.index.contents import CONTENTS
-from pipeline.cache.index.splits import read_table
-from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.index.contents import CONTENTS, read_shard_contents
+from pipeline.cache.manifest import Draft, ShardInfo, read_shard_hashed
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import make_schema
 from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard, shard_folder
@@ -32,7 +31,7 @@ from pipeline.cache.verifying.findings import Finding, Kind
 from pipeline.errors import CacheError, StillroomError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example
-from pipeline.storage import hash_file, list_files
+from pipeline.storage import list_files
 from pipeline.targets import Targets
 
 _EXCESS = 1e-3  # of the mass of kept classes above 1, which rounding may make
@@ -67,17 +66,17 @@ class ShardCheck:
         self._folder = folder = shard_folder(cache, index)
         self._index, self._draft = index, draft
         self._prefix = folder.relative_to(cache).as_posix()
-        file = folder / SHARD
-        if not file.is_file():
+        self._digest = ""
+        self._sizes = list_files(folder)
+        if SHARD not in self._sizes:
             self._add("hole", SHARD, "is missing")
             return
         try:
-            read_json(file, require_seal=sealed)
-            info = read_shard(folder)
+            info, self._digest = read_shard_hashed(folder, require_seal=sealed)
         except CacheError as error:
-            self._add("damage", SHARD, shorten(error, file))
+            self._add("damage", SHARD, shorten(error, folder / SHARD))
             return
-        if digest is not None and hash_file(file) != digest:
+        if digest is not None and self._digest != digest:
             self._add("damage", SHARD, "is not the one that the index was written for")
             return
         self.info = info
@@ -98,7 +97,7 @@ class ShardCheck:
         for name, expected in own.items():
             self._compare(name, getattr(info, name), expected)
         try:
-            shard = Shard(self._folder, draft, hash_file(self._folder / SHARD))
+            shard = Shard(self._folder, draft, self._digest)
             self._check_rows(shard, draft, info)
             self._check_hidden(shard, draft, info)
         except StillroomError as error:
@@ -113,7 +112,7 @@ class ShardCheck:
 
     def _check_files(self, info: ShardInfo) -> None:
         for name in info.files:
-            difference = find_difference(self._folder, name, info.files)
+            difference = find_difference(self._folder, name, info.files, self._sizes)
             if difference is None:
                 continue
             if difference == "is missing":
@@ -122,7 +121,7 @@ class ShardCheck:
             where = "".join(f"; {place}" for place in self._locate(name, info))
             self._add("damage", name, difference + where)
         listed = {SHARD, *info.files}
-        for name in sorted(list_files(self._folder).keys() - listed):
+        for name in sorted(self._sizes.keys() - listed):
             self._add("orphan", name, "belongs to nothing")
 
     def _locate(self, name: str, info: ShardInfo) -> Iterator[str]:
@@ -164,9 +163,9 @@ class ShardCheck:
         for name, count in counts.items():
             self._compare(name, getattr(info, name), count)
         self._compare("ids", info.ids, ids.hexdigest())
-        if (self._folder / CONTENTS).is_file():
-            kept = read_table(self._folder / CONTENTS)["content"].to_pylist()
-            if kept != contents:
+        if CONTENTS in info.files:
+            kept = read_shard_contents(self._folder, info.files[CONTENTS][1])
+            if kept.to_pylist() != contents:
                 self._add("damage", CONTENTS, f"differs from the examples in {ROWS}")
 
     def _check_row(self, batch: Batch, row: int, draft: Draft, features: int) -> CachedExample:

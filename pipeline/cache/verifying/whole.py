@@ -204,6 +204,9 @@ class _Check:
             check.decode()
         return check
 
+    def _list_digests(self) -> list[str] | None:
+        return None if self._digests is None else [one.tobytes().hex() for one in self._digests]
+
     def _check_projections(self, digests: set[str | None]) -> None:
         """Compare the bases of an unfinished cache with what its shards say."""
         file = self._path / PROJECTIONS_FILE
@@ -218,7 +221,7 @@ class _Check:
         with TemporaryDirectory() as folder:
             anew = Path(folder)
             try:
-                write_index(self._path, manifest, anew)
+                write_index(self._path, manifest, anew, self._list_digests())
             except DataError as error:
                 self._add("duplicate", "shards", str(error))
                 return
