@@ -108,7 +108,7 @@ def test_a_student_of_two_teachers_passes_over_the_gaps_of_both(
 
 def test_a_gap_is_no_new_example(tmp_path: Path, gapped: Path) -> None:
     same = extend(gapped, read_config(gapped), tmp_path / "same", progress=False)
-    assert same.path == gapped
+    assert len(same) == 30 and set(same.skipped) == {GAP}
     rows = [*mark(make_rows(30))[:22], {**make_rows(1)[0], "id": "row 99"}]
     data = read_config(gapped).data
     files = {**(data.files or {}), "train": str(write_rows(tmp_path / "more.jsonl", rows))}
