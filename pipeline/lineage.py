@@ -50,6 +50,16 @@ def describe_lineage(reading: Reading, further: FurtherTeachers | None = None) -
     return found
 
 
+def read_lineage(run: Path) -> Mapping[str, str]:
+    """What a run, finished or under way, has learned from, as far as it tells."""
+    if (run / "result.json").is_file():
+        return read_result(run).identity
+    if (run / IDENTITY).is_file():
+        found: dict[str, str] = json.loads((run / IDENTITY).read_text(encoding="utf-8"))
+        return found
+    return {}
+
+
 def require_same_lineage(run: Path, found: Mapping[str, str]) -> None:
     """Compare with what a run, finished or under way, has learned from; what one of both does not
     tell is passed over.
@@ -57,11 +67,7 @@ def require_same_lineage(run: Path, found: Mapping[str, str]) -> None:
     Raises:
         MismatchError: names what differs.
     """
-    known: Mapping[str, str] = {}
-    if (run / "result.json").is_file():
-        known = read_result(run).identity
-    elif (run / IDENTITY).is_file():
-        known = json.loads((run / IDENTITY).read_text(encoding="utf-8"))
+    known = read_lineage(run)
     names = [name for name in known if name in found and known[name] != found[name]]
     if not names:
         return

@@ -20,9 +20,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from pipeline.arguments import EarlyStopping
 from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
-from pipeline.lineage import IDENTITY, require_same_lineage
+from pipeline.lineage import IDENTITY, read_lineage, require_same_lineage
 from pipeline.runs import Result, write_json, write_result
 from pipeline.storage import sync_file, sync_folder, sync_tree
+
+_FURTHER = "further_teachers."
+_CACHES = ("manifest.json", "draft.json", "view.json")
 
 
 def check_run_folder(
@@ -36,22 +39,28 @@ def check_run_folder(
         lineage: what the run learns from, see `describe_lineage`; None where it is no student.
 
     Raises:
-        ConfigError: the folder holds a run, finished or under way, of another config.
+        ConfigError: the folder holds a cache, or a run, finished or under way, of another config.
         MismatchError: it has learned from something else.
     """
     path = output / "config.yaml"
     text = dump_config(config)
     finished = (output / "result.json").is_file()
+    for name in _CACHES:
+        if (output / name).is_file():
+            raise ConfigError(f"{output}: holds a cache ({name}); choose another output")
     if path.is_file() and (finished or _begun(output / "checkpoints")):
         there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
-        if there != here:
-            key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
+        free = _list_places(output, lineage or {})
+        key = next((k for k in sorted({*there, *here} - free) if there.get(k) != here.get(k)), None)
+        if key is not None:
             raise ConfigError(
                 f"{output}: holds a run of another config ({key}: {there.get(key)} there,"
                 f" {here.get(key)} here); choose another output, or delete the folder"
             )
         if lineage is not None:
             require_same_lineage(output, lineage)
+        if there != here:  # moved: where it is read from the next time
+            _write_whole(path, text)
         if finished:  # perhaps killed before all was tidy
             _remove_leftovers(output)
         return finished
@@ -62,6 +71,15 @@ def check_run_folder(
     if lineage is not None:
         _write_whole(output / IDENTITY, json.dumps(dict(lineage), indent=2) + "\n")
     return finished
+
+
+def _list_places(output: Path, lineage: Mapping[str, str]) -> set[str]:
+    """Settings that say where something is, of which the run knows by content what it is."""
+    if not lineage:
+        return {"output"}
+    known = {*read_lineage(output)} & {*lineage}
+    names = [name.removeprefix(_FURTHER) for name in known if name.startswith(_FURTHER)]
+    return {"output", *({"cache"} & known), *(f"{_FURTHER}caches.{name}.cache" for name in names)}
 
 
 def _write_whole(path: Path, text: str) -> None:

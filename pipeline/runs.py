@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StillroomError, did_you_mean
+from pipeline.errors import CacheError, StillroomError, did_you_mean
 from pipeline.metrics import DIRECTIONS, Metric
-from pipeline.storage import write_bytes, writing
+from pipeline.storage import is_local, write_bytes, writing
 
 RESULT_VERSION = 1
 
@@ -133,6 +133,17 @@ def _parse_result(raw: Mapping[str, Any]) -> Result:
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("its config, identity, model, training and details are objects")
     return result
+
+
+def require_no_run(folder: Path) -> None:
+    """Refuse a folder for a cache or a view that a run has already: both write a config.yaml.
+
+    Raises:
+        CacheError: a run, finished or under way, stands there.
+    """
+    for name in ("result.json", "identity.json", "checkpoints"):
+        if is_local(folder) and (folder / name).exists():
+            raise CacheError(f"{folder}: holds a run ({name}); choose another output")
 
 
 def read_curve(run: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pipeline.cache import (
     TeacherCache,
     list_parts,
     require_overlaid,
+    require_room,
     require_same,
     write_view,
 )
@@ -80,6 +81,7 @@ def add_signal(
         StillroomError: nothing to add, or what the capture found wrong.
     """
     cache, console = TeacherCache.open(cache_path), Console(quiet=not progress)
+    require_room(output)
     hotter = any(text.partition("=")[0] == _TEMPERATURES for text in asked)
     config = _make_config(cache, asked, hotter)
     config = config.model_copy(update={"output": output / _ADDED})

@@ -31,7 +31,7 @@ from pipeline.config import canonical_json, parse_config
 from pipeline.errors import CacheError, ConfigError, MismatchError, StillroomError
 from pipeline.examples import Example
 from pipeline.identity import digest_json, digest_tokenizer, digest_tokenizer_parts
-from pipeline.runs import write_json
+from pipeline.runs import require_no_run, write_json
 from pipeline.safe_loading import open_tokenizer
 from pipeline.sentences import pooled_width
 from pipeline.sources import Rows
@@ -130,9 +130,10 @@ def require_same_settings(config: "CacheConfig") -> None:
     """Compare with the config that the cache in this folder was begun with, before any work.
 
     Raises:
-        CacheError: that config is damaged.
+        CacheError: that config is damaged, or the folder holds a run.
         MismatchError: names the settings that differ.
     """
+    require_no_run(config.output)
     begun = any((config.output / name).is_file() for name in ("draft.json", "manifest.json"))
     stored = config.output / "config.yaml"
     if begun and stored.is_file():

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.config import load_config
-from pipeline.errors import StillroomError
+from pipeline.errors import CacheError, StillroomError
 from pipeline.evaluation import measure, score_model
 from pipeline.lineage import describe_lineage, require_same_lineage
 from pipeline.metrics import Metric
@@ -54,6 +54,11 @@ def open_run(run: Path) -> FinishedRun:
     if read_result(run).kind != "student":
         raise StillroomError(f"{run}: is a teacher; its metrics are in {run / 'result.json'}")
     config = load_config(StudentConfig, run / "config.yaml")
+    if not config.cache.exists():
+        raise CacheError(
+            f"{run}: its cache {config.cache} is not there; bring it back, or run the student's"
+            " config again with --set cache=PLACE, which keeps it as it is"
+        )
     reading = read_cache(config)
     require_same_lineage(run, describe_lineage(reading))
     return FinishedRun(run, config, reading)

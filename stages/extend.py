@@ -21,6 +21,7 @@ from pipeline.cache import (
     list_parts,
     list_sources,
     require_fits,
+    require_room,
     select_rows,
     write_view,
 )
@@ -64,6 +65,7 @@ def extend(
         StillroomError: what the capture found wrong, or an id with other content than cached.
     """
     cache, console = TeacherCache.open(cache_path), Console(quiet=not progress)
+    require_room(output)
     if lets_write(config.task, config.data):
         raise ConfigError(
             "extend: here the teacher writes what it is asked about, for every row; cache the new"

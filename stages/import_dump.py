@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, DataError, MismatchError, ModelError, d
 from pipeline.exchange import Facts, Findings, Space
 from pipeline.identity import digest_json
 from pipeline.report.rows import format_bytes
+from pipeline.runs import require_no_run
 from pipeline.safe_loading import NO_CODE
 from pipeline.storage import hash_file, scratch_folder, write_bytes, writing_folder
 from pipeline.tasks import TASKS
@@ -45,6 +46,7 @@ def import_dump(config: ImportConfig, progress: bool = True) -> Path:
         StillroomError: files, tokenizer or a row of the dump do not allow it (one line).
     """
     console = Console(quiet=not progress)
+    require_no_run(config.output)
     files = list_files(config.files)
     paths = [file for file, _ in files]
     dump = config.format.prepare(paths)

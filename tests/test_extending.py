@@ -9,7 +9,7 @@ import torch
 from small_teachers import make_bert, make_llama, make_rows, save_teacher, write_rows
 
 from pipeline.cache import CacheView, Draft, TeacherCache
-from pipeline.errors import ConfigError, MismatchError
+from pipeline.errors import CacheError, ConfigError, MismatchError
 from stages.add_signal import add_signal
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.extend import extend
@@ -111,6 +111,25 @@ def test_nothing_new_is_said_and_asks_no_teacher(
     assert found.path == tmp_path / "larger" and list(found.ids()) == [row["id"] for row in OLD]
     assert "nothing is new" in capsys.readouterr().out
     assert not (tmp_path / "larger" / "added").exists()
+
+
+@pytest.mark.parametrize("there", ["a cache", "a run"])
+def test_where_no_view_can_stand_no_teacher_is_asked(
+    cache: Path, tmp_path: Path, there: str
+) -> None:
+    output = cache if there == "a cache" else tmp_path / "run"
+    output.mkdir(exist_ok=True)
+    if there == "a run":
+        (output / "result.json").touch()
+    before = sorted(output.rglob("*"))
+    with pytest.raises(CacheError, match=f"holds {there}"):
+        extend(cache, ask(tmp_path, ROWS), output, progress=False)
+    with pytest.raises(CacheError, match=f"holds {there}"):
+        add_signal(cache, output, ["hidden.layers=[1]"], progress=False)
+    if there == "a run":
+        with pytest.raises(CacheError, match="holds a run"):
+            cache_teacher(ask(tmp_path, ROWS, output=str(output)), progress=False)
+    assert sorted(output.rglob("*")) == before
 
 
 def test_an_interrupted_extension_continues_and_leaves_the_same_bytes(

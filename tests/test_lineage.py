@@ -8,7 +8,7 @@ import pytest
 from small_runs import TINY, make_data, make_student_config, make_topic_cache
 from small_teachers import make_rows, write_rows
 
-from pipeline.errors import MismatchError
+from pipeline.errors import CacheError, ConfigError, MismatchError
 from pipeline.runs import read_result
 from pipeline.sources import DataConfig
 from stages.cache_teacher import CacheConfig, cache_teacher
@@ -160,3 +160,27 @@ def test_each_task_of_a_student_keeps_to_its_cache(caches: dict[str, Path], tmp_
     shutil.copytree(config.output / "other" / "checkpoints", config.output / "checkpoints")
     with pytest.raises(MismatchError, match=r"run: learned from other\.cache\.targets"):
         train_tasks(config)
+
+
+def test_a_run_is_told_where_its_caches_have_moved(caches: dict[str, Path], tmp_path: Path) -> None:
+    put(caches["same"], tmp_path / "further")
+
+    def make(**changes: Any) -> StudentConfig:
+        where = changes.pop("further", "further")
+        other = {"caches": {"other": {"cache": str(tmp_path / where)}}}
+        return make_config(caches, tmp_path, further_teachers=other, **changes)
+
+    config = make()
+    run = train_student(config)
+    weights = (run / "model.safetensors").read_bytes()
+    before = evaluate(run)
+    (tmp_path / "further").rename(tmp_path / "elsewhere")
+    moved = make(further="elsewhere").model_copy(update={"cache": tmp_path / "moved"})
+    config.cache.rename(moved.cache)
+    with pytest.raises(CacheError, match=r"run: its cache .* is not there; .*--set cache=PLACE"):
+        evaluate(run)
+    assert train_student(moved) == run
+    assert (run / "model.safetensors").read_bytes() == weights
+    assert evaluate(run) == before
+    with pytest.raises(ConfigError, match=r"run of another config \(seed: 0 there, 1 here\)"):
+        train_student(moved.model_copy(update={"seed": 1}))

@@ -278,3 +278,13 @@ def test_what_was_saved_after_a_folder_had_vanished_is_not_gone_on_from(tmp_path
     assert not check_run_folder(broken, config)
     learn(broken, stages=STAGES)
     assert_same_curve(whole, broken)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "draft.json", "view.json"])
+def test_a_run_does_not_begin_where_a_cache_stands(tmp_path: Path, name: str) -> None:
+    config = make_student_config(tmp_path / "cache", tmp_path / "run")
+    config.output.mkdir()
+    (config.output / name).touch()
+    with pytest.raises(ConfigError, match=rf"run: holds a cache \({name}\); choose another"):
+        check_run_folder(config.output, config)
+    assert [file.name for file in config.output.iterdir()] == [name]

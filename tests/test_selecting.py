@@ -121,6 +121,15 @@ def test_examples_are_taken_by_what_was_said_of_them(
     assert list(found.ids()) == [cache[row].example_id for row in rows]
 
 
+@pytest.mark.parametrize("mark", ["result.json", "identity.json", "checkpoints/kept"])
+def test_a_view_does_not_begin_where_a_run_stands(take: Taking, tmp_path: Path, mark: str) -> None:
+    (tmp_path / "view" / mark).parent.mkdir(parents=True)
+    (tmp_path / "view" / mark).touch()
+    with pytest.raises(CacheError, match=rf"holds a run \({mark.partition('/')[0]}\); choose"):
+        take(first=3)
+    assert not (tmp_path / "view" / "view.json").exists()
+
+
 def test_options_of_the_command_line_are_read() -> None:
     assert parse_where(["language=sw,yo", "topic=a=b"]) == {
         "language": ["sw", "yo"],

@@ -42,6 +42,7 @@ from pipeline.cache.views.view import (
     hash_rows,
     list_parts,
     list_sources,
+    require_room,
     select_rows,
     write_view,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "require_alike",
     "require_fits",
     "require_overlaid",
+    "require_room",
     "require_same",
     "require_vectors",
     "select_rows",

@@ -47,6 +47,11 @@ def as_path(text: str | Path) -> Path:
             f"{address}: is no address of a store ({error}); use a folder, s3://, gs://, az://,"
             " hf:// or memory://"
         ) from error
+    except OSError as error:  # of kinds that are reached as soon as they are named
+        raise ConfigError(
+            f"{address}: cannot be reached ({error}); use a folder, s3://, gs://, az://, hf:// or"
+            " memory://"
+        ) from error
     path: Path = remote
     return path
 

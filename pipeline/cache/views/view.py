@@ -39,6 +39,7 @@ from pipeline.cache.views.parts import Overlay, Part, Taken, all_rows
 from pipeline.errors import CacheError, MismatchError
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead
+from pipeline.runs import require_no_run
 
 
 class CacheView(TeacherCache):
@@ -188,7 +189,7 @@ def open_view(path: Path) -> CacheView:
     folders = {source.path: find_cache(path, source.path) for source in sources}
     for folder in (path, *folders.values()):
         require_own(folder)
-    caches = {name: _open_cache(folder, len(folders)) for name, folder in folders.items()}
+    caches = {name: _open_cache(path, folder, len(folders)) for name, folder in folders.items()}
     take = partial(_take, path, caches)
     parts = []
     for part in view.parts:
@@ -203,6 +204,18 @@ def open_view(path: Path) -> CacheView:
     return CacheView(path, parts, view.digest)
 
 
+def require_room(path: Path) -> None:
+    """Refuse a folder in which no view can stand.
+
+    Raises:
+        CacheError: a cache or a run stands there.
+    """
+    for name in (MANIFEST, DRAFT):
+        if (path / name).is_file():
+            raise CacheError(f"{path}: holds a cache ({name}); give the view another folder")
+    require_no_run(path)
+
+
 def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
     """Write a view, its view.json last; one that stands already and is the same is kept.
 
@@ -211,9 +224,7 @@ def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
         MismatchError: the parts are not of one kind.
     """
     describe_view(path, [part.see() for part in parts], "")
-    for name in (MANIFEST, DRAFT):
-        if (path / name).is_file():
-            raise CacheError(f"{path}: holds a cache ({name}); give the view another folder")
+    require_room(path)
     entries = [
         PartSource(
             **_describe(path, part),
@@ -231,9 +242,16 @@ def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
     return open_view(path)
 
 
-def _open_cache(folder: Path, shared_by: int) -> TeacherCache:
+def _open_cache(view: Path, folder: Path, shared_by: int) -> TeacherCache:
     require_own(folder)
-    return TeacherCache(folder, read_manifest(folder), shared_by)
+    try:
+        return TeacherCache(folder, read_manifest(folder), shared_by)
+    except CacheError as error:
+        if folder.exists():
+            raise
+        raise CacheError(
+            f"{view}: sees {folder}, which is not there; bring it back, or make the view again"
+        ) from error
 
 
 def _take(
