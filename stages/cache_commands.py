@@ -69,7 +69,9 @@ def verify_command(
 def select_command(
     cache: Cache,
     output: Output,
-    ids: Annotated[Path | None, typer.Option(help="A file of example ids, one per line.")] = None,
+    ids: Annotated[
+        Path | None, typer.Option(parser=as_path, help="A file of example ids, one per line.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
     where: Annotated[
         list[str] | None,

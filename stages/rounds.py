@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import StrictModel, parse_config
+from pipeline.storage import Folder
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.compare import compare
 from stages.train_student import StudentConfig, train_student
@@ -41,7 +42,7 @@ class RoundsConfig(StrictModel):
             begins as its config says.
     """
 
-    output: Path
+    output: Folder
     rounds: int = Field(default=2, ge=1)
     cache: dict[str, Any]
     students: dict[str, dict[str, Any]] = Field(min_length=1)

@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import ConfigError
-from pipeline.storage import as_path
+from pipeline.storage import as_folder, as_path
 
-Runs = Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder that holds runs.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(parser=as_folder, help="Folders of runs, or a folder that holds runs."),
+]
 
 
 def evaluate_command(
@@ -40,7 +43,9 @@ def evaluate_command(
 
 def compare_command(
     runs: Runs,
-    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option(parser=as_folder, help="Where the report goes.")] = Path(
+        "report.html"
+    ),
 ) -> None:
     """Compare finished runs in a table and in one self-contained HTML page.
 
@@ -63,7 +68,9 @@ def export_command(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where it goes; RUN/exports/FORMAT or CACHE.FORMAT where left out."),
+        typer.Option(
+            parser=as_path, help="Where it goes; RUN/exports/FORMAT or CACHE.FORMAT where left out."
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Weights of a transformers folder: bfloat16, float16.")
@@ -89,17 +96,21 @@ def export_command(
 
     Example: stillroom export runs/demo/kd --format int8
     """
+    from pipeline.exchange import PLAIN_FORMATS
     from stages.export import export, print_export, publish
     from stages.export_cache import export_cache, is_cache
 
     console = Console()
-    if is_cache(source):
+    if is_cache(source) or format in PLAIN_FORMATS:
         given = {"--dtype": dtype, "--split": split, "--licence": licence, "--push": push}
-        _refuse_options(f"{source} is a cache", {name for name, value in given.items() if value})
+        _refuse_options(
+            f"{source} is exported as a cache", {name for name, value in given.items() if value}
+        )
         export_cache(source, format or "parquet", output, hidden, console)
         return
     _refuse_options(f"{source} is no cache", {"--hidden"} if hidden else set())
-    done = export(source, format or "transformers", output, dtype, split, licence, push)
+    run, folder = as_folder(source), None if output is None else as_folder(output)
+    done = export(run, format or "transformers", folder, dtype, split, licence, push)
     print_export(done, console)
     if push is not None:
         publish(done.folder, push, private, dry_run, console)

@@ -35,7 +35,7 @@ from pipeline.staging import (
     merge_stages,
     require_stages,
 )
-from pipeline.storage import Location
+from pipeline.storage import Folder, Location
 from pipeline.student import (
     FromScratch,
     Origin,
@@ -77,7 +77,7 @@ class StudentConfig(StrictModel):
     """
 
     cache: Location
-    output: Path
+    output: Folder
     student: Origin
     inputs: DataConfig | None = None
     losses: list[AnyLoss] | None = Field(default=None, min_length=1)

@@ -34,7 +34,7 @@ from pipeline.resuming import (
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
-from pipeline.storage import Location
+from pipeline.storage import Folder, Location
 from pipeline.student import Origin, build_student, name_labels
 from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
@@ -77,7 +77,7 @@ class TasksConfig(StrictModel):
             names a metric as <task>.<metric>.
     """
 
-    output: Path
+    output: Folder
     student: Origin
     tasks: dict[str, TaskConfig] = Field(min_length=2)
     training: dict[str, Any] = {}

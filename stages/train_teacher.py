@@ -26,6 +26,7 @@ from pipeline.runs import Result
 from pipeline.safe_loading import NO_CODE
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.staging import TrainingStage
+from pipeline.storage import Folder
 from pipeline.student import FromScratch, Origin, add_adapters, build_student, name_labels
 from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
@@ -68,7 +69,7 @@ class TrainTeacherConfig(StrictModel):
         seed: of the weights, the order and dropout.
     """
 
-    output: Path
+    output: Folder
     task: Annotated[Task, *member_of(TASKS, "task")]
     data: DataConfig
     model: Origin

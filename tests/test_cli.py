@@ -63,6 +63,27 @@ def test_what_is_no_cache_or_run_is_said(fail, tmp_path: Path) -> None:  # type:
     assert "no such run" in fail("evaluate", "nowhere")
     assert "nowhere" in fail("compare", "nowhere")
     assert "empty: holds no finished run" in fail("evaluate", "empty")
+    assert "empty: is no cache" in fail("export", "empty", "--format", "jsonl")
+    assert "no such run" in fail("export", "nowhere")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train-student", "demo-kd", "--set", "output=s3://bucket/run"],
+        ["evaluate", "s3://bucket/run"],
+        ["compare", "runs", "--output", "s3://bucket/report.html"],
+        ["export", "empty", "--output", "memory://bucket/student"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_a_store_does_not_hold_is_not_written_beside_it(
+    fail,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    arguments: list[str],
+) -> None:
+    assert "://bucket" in (said := fail(*arguments)) and "stores hold caches alone" in said
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_missing_teacher_and_missing_data_are_said(fail, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pipeline.cache import TeacherCache
 from pipeline.errors import MismatchError, StillroomError
 from pipeline.runs import read_result
+from pipeline.storage import as_path
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.cli import app
 from stages.export_cache import export_cache
@@ -188,6 +189,9 @@ def test_a_store_takes_an_import_and_gives_an_export(tmp_path: Path) -> None:
     assert there.manifest.digest == here.manifest.digest
     plain = export_cache(there.path, output=tmp_path / "plain.parquet")
     assert parquet.read_metadata(plain).num_rows == 3
+    again = "memory://imports/again.parquet"
+    done = CliRunner().invoke(app, ["export", str(here.path), "--output", again])
+    assert done.exit_code == 0 and as_path(again).read_bytes() == plain.read_bytes()
 
 
 def test_fewer_entries_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:

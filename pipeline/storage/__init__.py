@@ -27,14 +27,16 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.kept import kept_ranges, local_root
 from pipeline.storage.patience import read_seconds
-from pipeline.storage.places import Location, as_path, is_local
+from pipeline.storage.places import Folder, Location, as_folder, as_path, is_local
 from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known
 from pipeline.storage.staging import scratch_folder
 from pipeline.storage.syncing import sync_file, sync_folder, sync_tree
 
 __all__ = [
+    "Folder",
     "Location",
     "RangeReader",
+    "as_folder",
     "as_path",
     "create_object",
     "find_size",

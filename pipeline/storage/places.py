@@ -56,7 +56,19 @@ def as_path(text: str | Path) -> Path:
     return path
 
 
+def as_folder(text: str | Path) -> Path:
+    """The place on this machine that a text names: of what is not a cache.
+
+    Raises:
+        ConfigError: it is an address of a store.
+    """
+    if "://" in str(text) and not str(text).startswith("file://"):
+        raise ConfigError(f"{text}: stores hold caches alone; give a folder of this machine")
+    return as_path(text)
+
+
 Location = Annotated[Path, PlainValidator(as_path), PlainSerializer(str, when_used="json")]
+Folder = Annotated[Path, PlainValidator(as_folder), PlainSerializer(str, when_used="json")]
 
 
 def is_local(path: Path) -> bool:
