@@ -9,7 +9,8 @@ safetensors by a text, PyTorch by a RuntimeError that has forgotten the reason.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -27,6 +28,9 @@ _REMEDIES = {
     "look after the disk": (errno.EIO, errno.ENODEV, errno.ENXIO),
 }
 _KNOWN = {number: remedy for remedy, numbers in _REMEDIES.items() for number in numbers}
+_EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+_AGAIN = "run the same command again"
+_SAFE = "what is finished is safe"
 _WRITERS = ("torch/serialization.py", "pyarrow/", "safetensors/")
 
 
@@ -44,19 +48,23 @@ def tells_of_disk(
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
             try:
                 return stage(*args, **kwargs)
-            except StillroomError:
-                raise
             except Exception as error:
-                raise tell_of_disk(error, *describe(*args, **kwargs)) from error
+                if isinstance(error, StillroomError) and not _lacks_remedy(error):
+                    raise
+                folder, safe = None, _SAFE
+                with suppress(OSError):  # of a disk that fails, not even that can be told
+                    folder, safe = describe(*args, **kwargs)
+                told = tell_of_disk(error, folder, safe)
+                if told is error:  # raised from itself, it would have no end
+                    raise
+                raise told from error
 
         return run
 
     return decorate
 
 
-def tell_of_disk(
-    error: Exception, folder: Path | None = None, safe: str = "what is finished is safe"
-) -> Exception:
+def tell_of_disk(error: Exception, folder: Path | None = None, safe: str = _SAFE) -> Exception:
     """The error as one line; itself where no disk is to blame for it.
 
     Args:
@@ -64,7 +72,7 @@ def tell_of_disk(
         safe: what is.
     """
     if isinstance(error, StillroomError):
-        return error
+        return _add_remedy(error, safe) if _lacks_remedy(error) else error
     for cause in reversed(list(_causes(error))):
         if isinstance(cause, StillroomError):
             return cause
@@ -72,16 +80,34 @@ def tell_of_disk(
         if found is not None:
             reason, remedy = found
             named = getattr(cause, "filename", None) or folder or "the disk"
-            return DiskError(
-                f"{named}: cannot be used ({reason}); {safe}, {remedy} and run the"
-                " same command again to continue"
-            )
+            told = f"{named}: cannot be used ({reason})"
+            return DiskError(f"{told}; {safe}, {remedy} and {_AGAIN} to continue")
     return error
 
 
+def _lacks_remedy(error: StillroomError) -> bool:
+    """Whether it quotes what a machine has run out of, without what to do about it."""
+    remedy = _find_remedy(str(error), _EXHAUSTED)
+    return remedy is not None and remedy not in str(error)
+
+
+def _add_remedy(error: StillroomError, safe: str) -> StillroomError:
+    text, remedy = str(error), _find_remedy(str(error), _EXHAUSTED)
+    if _AGAIN in text:
+        return type(error)(text.replace(_AGAIN, f"{remedy} and {_AGAIN}", 1))
+    return type(error)(f"{text}; {safe}, {remedy} and {_AGAIN} to continue")
+
+
+def _find_remedy(text: str, numbers: Iterable[int]) -> str | None:
+    """What to do about the first of these errors whose name a text quotes."""
+    return next((_KNOWN[n] for n in numbers if os.strerror(n) in text), None)
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         yield error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
 
 
@@ -94,7 +120,9 @@ def _find_refusal(error: BaseException) -> tuple[str, str] | None:
         return os.strerror(number), _KNOWN[number]
     if isinstance(error, OSError | RuntimeError) and _was_writing(error):
         text = " ".join(str(error).split())
-        return text.rpartition("strerror: ")[2].rstrip(". "), "make room"
+        reason = text.rpartition("strerror: ")[2].rstrip(". ")
+        otherwise = "bring the folder back" if "does not exist" in reason else "make room"
+        return reason, _find_remedy(reason, _KNOWN) or otherwise
     return None
 
 

@@ -1,13 +1,15 @@
 """What a disk refuses is told in one line: the file, the reason, what is safe, how to go on."""
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from few_files import few_files
 
-from pipeline.errors import CacheError, DiskError
-from stages.disk import count_shards, name_checkpoint, tells_of_disk
+from pipeline.errors import CacheError, DiskError, ModelError
+from stages.disk import count_shards, name_checkpoint, tell_of_disk, tells_of_disk
 
 
 def stage(error: Exception, folder: Path) -> None:
@@ -44,7 +46,7 @@ def test_torch_that_cannot_write_is_understood_too(tmp_path: Path) -> None:
     def save() -> None:
         torch.save({"a": torch.zeros(4)}, tmp_path / "missing" / "weights.pt")
 
-    with pytest.raises(DiskError, match=r"cannot be used .*none of the run is there.*again"):
+    with pytest.raises(DiskError, match=r"cannot be used .*none of the run is there, bring.*again"):
         save()
 
 
@@ -65,3 +67,25 @@ def test_what_no_disk_is_to_blame_for_stays_as_it_is(tmp_path: Path, error: Exce
     with pytest.raises(type(error)) as caught:
         stage(error, tmp_path)
     assert caught.value is error
+    assert tell_of_disk(error) is error  # as the command does, which ends too
+
+
+def test_what_was_told_without_its_remedy_gets_it(tmp_path: Path) -> None:
+    named = "allow more open files (ulimit -n) and run the same command again"
+    told = "a: cannot be written (Too many open files); run the same command again to continue"
+    with pytest.raises(CacheError, match=re.escape(f"files); {named} to continue")):
+        stage(CacheError(told), tmp_path)
+    with pytest.raises(ModelError, match=re.escape(f"; no shards are safe, {named}")):
+        stage(ModelError("a: cannot be loaded (Too many open files)"), tmp_path)
+    with pytest.raises(CacheError, match=r"^a: no cache$"):
+        stage(CacheError("a: no cache"), tmp_path)
+
+
+def test_the_reason_that_torch_gives_in_words_has_its_remedy(tmp_path: Path) -> None:
+    @tells_of_disk(lambda: (tmp_path, "nothing is lost"))
+    def save() -> None:
+        with few_files(0):
+            torch.save({}, tmp_path / "weights.pt")
+
+    with pytest.raises(DiskError, match=r"Too many open files\); nothing is lost, allow more open"):
+        save()

@@ -36,9 +36,9 @@ def find_patience() -> float:
 def find_machine() -> str:
     """Of one boot of one machine, and of one space of process ids in it."""
     parts = [socket.gethostname()]
-    with suppress(OSError):
+    with suppress(FileNotFoundError, PermissionError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
-    with suppress(OSError):
+    with suppress(FileNotFoundError, PermissionError):
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -129,7 +129,9 @@ class Witness:
 def _runs(owner: Owner) -> bool | None:
     """Whether a process of this machine runs; None where the machine does not say."""
     if Path("/proc/self/stat").is_file():
-        return _find_start(owner.process) == owner.started
+        with suppress(PermissionError):  # another user's, which the machine hides
+            return _find_start(owner.process) == owner.started
+        return None
     if os.name != "posix":
         return None
     try:
@@ -142,10 +144,14 @@ def _runs(owner: Owner) -> bool | None:
 
 
 def _find_start(process: int) -> str | None:
-    """When a process began, in the ticks of the machine; None where it has ended."""
+    """When a process began, in the ticks of the machine; None where it has ended.
+
+    Raises:
+        OSError: nobody can say, for instance as too many files are open: it may well live.
+    """
     try:
         text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()  # a name may hold spaces and brackets
     return None if fields[0] in ("Z", "X") else fields[19]
