@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from pipeline.storage import write_bytes
+from pipeline.storage import rewriting
 
 
 @dataclass(frozen=True)
@@ -73,5 +73,6 @@ class Curve:
                 continue
             kept.append(line)
             seconds = values["seconds"]
-        write_bytes(self.path, "".join(kept).encode())  # never half of what is kept
+        with rewriting(self.path) as draft:  # never half of what is kept
+            draft.write_bytes("".join(kept).encode())
         return seconds

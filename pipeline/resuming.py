@@ -145,6 +145,7 @@ class DurableCheckpoints(transformers.TrainerCallback):  # type: ignore[misc]  #
         """Take the removal over from transformers, which does not wait."""
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._marks = list(self._run.glob("config.yaml"))
+        control.should_save = False  # or a restored state, which was being saved, is saved again
         if state.global_step >= state.max_steps:
             control.should_training_stop = True
 

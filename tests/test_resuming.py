@@ -204,6 +204,15 @@ def test_patience_survives_an_interruption(tmp_path: Path) -> None:
     assert_same_curve(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_a_session_that_takes_no_step_leaves_the_last_checkpoint_alone(tmp_path: Path) -> None:
+    stopping: Any = {"rate": 0.5, "early_stopping": {"metric": "loss", "patience": 3}}
+    last = learn(tmp_path, **stopping).taken.steps
+    saved = list((tmp_path / f"checkpoints/checkpoint-{last}").iterdir())
+    before = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in saved}
+    learn(tmp_path, **stopping)  # as after a kill between the training and its result
+    assert before == {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in saved}
+
+
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     learn(whole)
@@ -270,14 +279,13 @@ def test_a_run_whose_folder_vanished_is_never_whole(tmp_path: Path) -> None:
 
 
 def test_what_was_saved_after_a_folder_had_vanished_is_not_gone_on_from(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    learn(whole, stages=STAGES)
-    with pytest.raises(_StopError):
-        learn(broken, 11, stages=STAGES)  # there is no config.yaml
-    config = make_student_config(tmp_path / "cache", broken)
-    assert not check_run_folder(broken, config)
-    learn(broken, stages=STAGES)
-    assert_same_curve(whole, broken)
+    config = make_student_config(tmp_path / "cache", tmp_path / "run")
+    state = config.output / "checkpoints/checkpoint-2/trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}", encoding="utf-8")
+    (config.output / "metrics.jsonl").write_text('{"step": 2}\n', encoding="utf-8")
+    assert not check_run_folder(config.output, config)
+    assert sorted(file.name for file in config.output.iterdir()) == ["config.yaml"]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "draft.json", "view.json"])

@@ -46,6 +46,13 @@ def writing(path: Path) -> Iterator[Path]:
             _upload(draft, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    with rewriting(path) as draft:
+        yield draft
+
+
+@contextmanager
+def rewriting(path: Path) -> Iterator[Path]:
+    """As `writing`, on this machine, in a folder that is not made anew if it has vanished."""
     draft = path.with_name(path.name + _DRAFT)
     yield draft
     sync_file(draft)
