@@ -6,6 +6,7 @@ kill_at(number), fail_from(number, errno) -> a judge for `supervise`
 import errno
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def fail_from(number: int, name: str, folder: Path) -> Judge:
         return int(getattr(errno, name))
 
     return _from(number, judge)
+
+
+def slow_down(seconds: float, number: int, meanwhile: Callable[[], None]) -> Judge:
+    """Let every operation take so long, and something else happen before that of a number."""
+    seen = iter(range(sys.maxsize))
+
+    def judge(operation: Operation) -> Verdict:
+        time.sleep(seconds)
+        if next(seen) == number:
+            meanwhile()
+        return harmless(operation)
+
+    return judge
 
 
 def _from(number: int, judge: Callable[[Operation], Verdict | int]) -> Judge:

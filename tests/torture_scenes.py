@@ -43,6 +43,7 @@ class Scene:
             each a name, and what changes when it is.
         promise: what the next start says if it goes on from what is finished; empty where that is
             nothing, or all.
+        alone: whether a second process is refused while one is at work.
         follow_up: commands that complete what the command leaves.
         prepare: makes the folder that the command begins with.
     """
@@ -53,6 +54,7 @@ class Scene:
     content: Callable[[Path], dict[str, bytes]]
     treasures: Callable[[Path], dict[str, Any]]
     promise: Callable[[Path], str]
+    alone: bool = False
     follow_up: Sequence[Sequence[str]] = ()
     prepare: Callable[[Path], None] = remove
 
@@ -124,7 +126,7 @@ def _scene(root: Path, name: str, output: str, kind: Any, settings: dict[str, An
     file.write_text(yaml.safe_dump({**settings, "output": str(root / output)}), encoding="utf-8")
     if kind is CacheConfig:
         marks = (read_cache_files, _standing_shards, _promise_shards)
-        return Scene(name, root / output, ["cache-teacher", str(file)], *marks)
+        return Scene(name, root / output, ["cache-teacher", str(file)], *marks, alone=True)
     marks = (read_run_files, _ended_stages, _promise_steps)
     return Scene(name, root / output, ["train-student", str(file)], *marks)
 
