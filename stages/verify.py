@@ -21,7 +21,7 @@ from pipeline.cache.verifying.findings import Finding, Report
 from pipeline.cache.verifying.repairing import repair_cache
 from pipeline.cache.verifying.whole import Depth, verify_cache
 from pipeline.cache.views.file import is_view, list_folders
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.report.rows import format_bytes
 from stages.progress import RowProgress
 
@@ -51,10 +51,17 @@ def verify(
         teacher: a model that is asked again about the sample, or about 32 examples.
 
     Raises:
+        ConfigError: a view that is to be repaired.
         CacheError: no cache, one of a newer format, or, to be repaired, one that somebody works on.
     """
     console = console or Console()
     if is_view(path):
+        if repair:  # whoever made the view may have named any folder
+            caches = ", ".join(map(str, list_folders(path)))
+            raise ConfigError(
+                f"{path}: is a view; --repair changes no cache that it names, give it the cache's"
+                f" own path: {caches}"
+            )
         return _verify_view(path, partial(_examine, depth, repair, teacher), as_json, console)
     found = _examine(depth, repair, teacher, path)
     if as_json:

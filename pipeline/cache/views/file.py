@@ -9,10 +9,10 @@ hold those of everything else: whoever trusts it need trust no other folder.
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.cache.documents import VERSION, parse_document, read_json, write_sealed
 from pipeline.cache.index.splits import RUNS, RowRuns, read_table, require_runs
@@ -23,6 +23,8 @@ from pipeline.errors import CacheError
 from pipeline.storage import as_path, hash_file, is_local, write_bytes
 
 VIEW = "view.json"
+
+MOST_SOURCES = 20_000  # parts and overlays of a view; each takes half a millisecond to open
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -67,6 +69,11 @@ class ViewFile(StrictModel):
     version: Literal[1] = VERSION
     parts: list[PartSource] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _require_few(self) -> Self:
+        require_few_sources(sum(1 + len(part.overlays) for part in self.parts))
+        return self
+
     @property
     def digest(self) -> str:
         """sha256 of what is seen through the view, wherever the caches lie."""
@@ -75,6 +82,16 @@ class ViewFile(StrictModel):
             for source in (part, *part.get("overlays", [])):
                 del source["path"]
         return hashlib.sha256(canonical_json(dump).encode()).hexdigest()
+
+
+def require_few_sources(count: int) -> None:
+    """Refuse a view of more parts and overlays than anybody opens.
+
+    Raises:
+        ValueError: see `MOST_SOURCES`.
+    """
+    if count > MOST_SOURCES:
+        raise ValueError(f"{count:,} parts and overlays, a view has {MOST_SOURCES:,} at most")
 
 
 def is_view(path: Path) -> bool:

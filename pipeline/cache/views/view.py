@@ -9,7 +9,7 @@ the same examples, row by row: signals, or targets at more temperatures.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,23 @@ import numpy as np
 
 from pipeline.cache.index.groups import count_before, join_runs, locate
 from pipeline.cache.index.splits import RowRuns
-from pipeline.cache.manifest import DRAFT, MANIFEST, read_manifest
-from pipeline.cache.names import require_own
+from pipeline.cache.manifest import DRAFT, MANIFEST
 from pipeline.cache.reader import TeacherCache
 from pipeline.cache.views.file import (
     OverlaySource,
     PartSource,
-    Source,
     ViewFile,
-    find_cache,
     is_view,
-    read_runs,
     read_view_file,
     relate,
+    require_few_sources,
     write_runs,
     write_view_file,
 )
 from pipeline.cache.views.manifest import describe_view
-from pipeline.cache.views.parts import Overlay, Part, Taken, all_rows
-from pipeline.errors import CacheError, MismatchError
+from pipeline.cache.views.opening import open_parts
+from pipeline.cache.views.parts import Part, Taken, all_rows
+from pipeline.errors import CacheError
 from pipeline.examples import CachedExample
 from pipeline.heads import OutputHead
 from pipeline.runs import require_no_run
@@ -185,23 +183,7 @@ def open_view(path: Path) -> CacheView:
         MismatchError: a cache is not the one that the view was made of.
     """
     view = read_view_file(path)
-    sources = [source for part in view.parts for source in (part, *part.overlays)]
-    folders = {source.path: find_cache(path, source.path) for source in sources}
-    for folder in (path, *folders.values()):
-        require_own(folder)
-    caches = {name: _open_cache(path, folder, len(folders)) for name, folder in folders.items()}
-    take = partial(_take, path, caches)
-    parts = []
-    for part in view.parts:
-        overlays = tuple(Overlay(*take(o), targets=o.targets) for o in part.overlays)
-        parts.append(Part(*take(part), overlays))
-        for overlay in overlays:
-            if len(overlay.rows) != len(parts[-1].rows):
-                raise CacheError(
-                    f"{path}: lays {len(overlay.rows):,} rows of {overlay.cache.path} over"
-                    f" {len(parts[-1].rows):,} of {parts[-1].cache.path}; make the view again"
-                )
-    return CacheView(path, parts, view.digest)
+    return CacheView(path, open_parts(path, view), view.digest)
 
 
 def require_room(path: Path) -> None:
@@ -225,6 +207,10 @@ def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
     """
     describe_view(path, [part.see() for part in parts], "")
     require_room(path)
+    try:
+        require_few_sources(sum(len(part.taken) for part in parts))
+    except ValueError as error:
+        raise CacheError(f"{path}: {error}; cache again what belongs together") from error
     entries = [
         PartSource(
             **_describe(path, part),
@@ -240,32 +226,6 @@ def write_view(path: Path, parts: Sequence[Part]) -> CacheView:
     elif read_view_file(path).digest != view.digest:
         raise CacheError(f"{path}: holds another view; give this one another folder")
     return open_view(path)
-
-
-def _open_cache(view: Path, folder: Path, shared_by: int) -> TeacherCache:
-    require_own(folder)
-    try:
-        return TeacherCache(folder, read_manifest(folder), shared_by)
-    except CacheError as error:
-        if folder.exists():
-            raise
-        raise CacheError(
-            f"{view}: sees {folder}, which is not there; bring it back, or make the view again"
-        ) from error
-
-
-def _take(
-    path: Path, caches: dict[str, TeacherCache], source: Source
-) -> tuple[TeacherCache, RowRuns]:
-    cache = caches[source.path]
-    if cache.manifest.digest != source.digest:
-        raise MismatchError(
-            f"{path}: is a view of another cache than stands in {cache.path} now (manifest"
-            f" {cache.manifest.digest[:8]}…, expected {source.digest[:8]}…); put that one back, or"
-            " make the view again"
-        )
-    rows = all_rows(cache) if source.rows is None else read_runs(path, source.rows, len(cache))
-    return cache, rows
 
 
 def _describe(path: Path, taken: Taken) -> dict[str, Any]:
