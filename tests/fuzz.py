@@ -1,6 +1,6 @@
 """Hostile caches, one after another, each in bounded time and memory.
 
-    python tests/fuzz.py --seconds 600 --seed 1         whole caches, changed at random
+    python tests/fuzz.py --seconds 600 --seed 1         caches and views, changed at random
     python tests/fuzz_guided.py --seconds 600 --seed 1  bytes into each parser, led by coverage
 
 A child reads them under a limit of memory; an input that crashes it, hangs, or ends in anything but
@@ -16,15 +16,17 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from fuzz_mutations import mutate, read_files, reseal, write_base
+from fuzz_views import VIEW, reseal_view, write_view_base
 
-from pipeline.cache import TeacherCache, read_bases
+from pipeline.cache import CacheView, TeacherCache, read_bases
 from pipeline.cache.sizes import column_bytes
 from pipeline.errors import StillroomError
 
@@ -57,7 +59,7 @@ def read_everything(path: Path) -> None:
         assert len(list(cache.ids())) == len(cache)
         assert len(cache.contents) == len(cache)
         assert len(list(cache.stream(seed=1, epoch=0))) == len(cache)
-    if manifest.projections:
+    if manifest.projections and not isinstance(cache, CacheView):
         read_bases(path, manifest.projections)
     if manifest.head:
         cache.read_head()
@@ -82,6 +84,36 @@ def _require_bounds(example: Any, manifest: Any) -> None:
         assert len(vectors) <= max(len(example.input_ids), count, 1)
 
 
+class Scene(NamedTuple):
+    """What is changed, mended and read.
+
+    Attributes:
+        folder: of the files that are changed.
+        read: what is opened.
+        reseal: mends the checksums.
+        files: as they are unchanged.
+    """
+
+    folder: Path
+    read: Path
+    reseal: Callable[[Path], None]
+    files: dict[str, bytes]
+
+
+def make_scenes(folder: Path) -> list[Scene]:
+    """A cache, and a view of several."""
+    cache, views = folder / "cache", folder / "views"
+    write_base(cache)
+    write_view_base(views)
+    scenes = [
+        Scene(cache, cache, reseal, read_files(cache)),
+        Scene(views, views / VIEW, reseal_view, read_files(views)),
+    ]
+    for scene in scenes:
+        read_everything(scene.read)
+    return scenes
+
+
 class Hang(BaseException):
     """An input took too long."""
 
@@ -99,11 +131,8 @@ def limit_memory() -> None:
 def run_structured(
     folder: Path, seed: int, seconds: float, inputs: int, first: int
 ) -> dict[str, Any]:
-    """Try whole caches; returns what came of them."""
-    path = folder / "cache"
-    write_base(path)
-    files = read_files(path)
-    read_everything(path)
+    """Try caches and views in turn; returns what came of them."""
+    scenes = make_scenes(folder)
     limit_memory()
     signal.signal(signal.SIGALRM, _stop)
     counts = {"tried": 0, "refused": 0, "read": 0, "sealed": 0, "failed": 0}
@@ -114,7 +143,8 @@ def run_structured(
         print(f"seed {seed}, input {number}", end="\r", file=sys.stderr)  # the last one crashed
         started = time.monotonic()
         try:
-            counts[_try_one(path, files, Random(f"{seed}/{number}"), counts)] += 1
+            scene = scenes[number % len(scenes)]
+            counts[_try_one(scene, Random(f"{seed}/{number}"), counts)] += 1
         except (Exception, Hang) as error:
             counts["failed"] += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -129,18 +159,21 @@ def run_structured(
     return {**counts, "slowest_s": round(slowest, 2), "peak_mib": peak}
 
 
-def _try_one(path: Path, files: dict[str, bytes], random: Random, counts: dict[str, int]) -> str:
-    changed = mutate(files, random)
+def _try_one(scene: Scene, random: Random, counts: dict[str, int]) -> str:
+    path, files = scene.folder, scene.files
+    # Of a view there are few files, and those of its caches are changed in the other scene.
+    own = {name: content for name, content in files.items() if name.startswith(f"{VIEW}/")}
+    changed = mutate(own if own and random.random() < 0.7 else files, random)
     mended = random.random() < 0.8
     for name, content in changed.items():
         (path / name).write_bytes(content)
     try:
         if mended:
-            reseal(path)
+            scene.reseal(path)
             counts["sealed"] += 1
         signal.alarm(SECONDS)
         try:
-            read_everything(path)
+            read_everything(scene.read)
             return "read"
         except StillroomError as error:
             assert "\n" not in str(error) and len(str(error)) < 20_000
@@ -151,6 +184,8 @@ def _try_one(path: Path, files: dict[str, bytes], random: Random, counts: dict[s
         for name in {*files} if mended else {*changed}:
             if (path / name).read_bytes() != files[name]:
                 (path / name).write_bytes(files[name])
+        for name in {*read_files(path)} - {*files}:  # renamed by their new content
+            (path / name).unlink()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ the errors that the readers turn into one, or read within bounds
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ import pyarrow as pa
 with atheris.instrument_imports(include=["pipeline.cache"]):
     from fuzz import limit_memory
     from fuzz_mutations import read_files, write_base
+    from fuzz_views import VIEW, seal_view, write_view_base
 
     from pipeline.cache.codecs.ranking import Ranking
     from pipeline.cache.documents import SEAL, write_sealed
@@ -32,12 +34,13 @@ with atheris.instrument_imports(include=["pipeline.cache"]):
     from pipeline.cache.manifest import Draft, read_draft, read_manifest, read_shard
     from pipeline.cache.messages import BROKEN, read_plain
     from pipeline.cache.output_head import read_head
+    from pipeline.cache.reader import TeacherCache
     from pipeline.cache.record_batch import Batch
     from pipeline.cache.rows import decode_batch, decode_columns, make_schema, target_columns
     from pipeline.cache.signals.chunks import ChunkReader
     from pipeline.cache.signals.projection import read_bases
     from pipeline.cache.signals.spec import list_arrays
-    from pipeline.cache.views.file import read_view_file
+    from pipeline.cache.views.file import read_runs, read_view_file
 
 from pipeline.errors import StillroomError
 from pipeline.storage import hash_file
@@ -51,6 +54,10 @@ class Parsers:
         write_base(self.base)
         self.files = read_files(self.base)
         self.folder = folder / "one"
+        self.views = folder / "views"
+        write_view_base(self.views)
+        self.view = (self.views / VIEW / "view.json").read_bytes()
+        self.runs = next((self.views / VIEW / "rows").iterdir()).read_bytes()
         self.manifest = read_manifest(self.base)
         self.schema = make_schema(self.manifest)
         self.ranking = Ranking(np.zeros(0, np.int32), self.manifest.num_classes)
@@ -66,6 +73,8 @@ class Parsers:
             ("head.safetensors", self.read_head),
             ("draft.json", self.read_draft),
             ("view.json", self.read_view),
+            ("view/view.json", self.open_view),
+            ("view/rows", self.read_runs),
         ]
 
     def _write(self, name: str, content: bytes) -> Path:
@@ -93,6 +102,26 @@ class Parsers:
         """JSON to what a view says."""
         self._seal("view.json", content)
         assert len(read_view_file(self.folder).digest) == 64
+
+    def open_view(self, content: bytes) -> None:
+        """JSON to a view of caches that stand, and its rows."""
+        file = self.views / VIEW / "view.json"
+        file.write_bytes(content)
+        seal_view(file)
+        view = TeacherCache.open(file.parent)
+        for row in range(min(len(view), 5)):
+            found = view[row]
+            assert len(found.targets) == len(found.target_positions)
+        assert len(view.skipped) == 0 and len(list(view.ids())) == len(view)
+
+    def read_runs(self, content: bytes) -> None:
+        """The rows that a view takes of a cache."""
+        digest = hashlib.sha256(content).hexdigest()
+        file = self._write(f"rows/{digest}.arrow", content)
+        try:
+            assert 0 <= len(read_runs(self.folder, digest, 6)) <= 6
+        finally:
+            file.unlink()
 
     def read_manifest(self, content: bytes) -> None:
         """JSON to a manifest."""
@@ -169,6 +198,7 @@ class Parsers:
         draft = json.loads(self.files["manifest.json"])
         draft = {key: value for key, value in draft.items() if key in Draft.model_fields}
         made = {"draft.json": json.dumps(draft).encode(), "view.json": json.dumps(view).encode()}
+        made |= {"view/view.json": self.view, "view/rows": self.runs}
         contents = {name: made.get(name, self.files.get(name, b"")) for name, _ in self.all}
         contents[rows] = contents[rows][start : start + size]
         return [bytes([i]) + contents[name] for i, (name, _) in enumerate(self.all)]

@@ -37,7 +37,7 @@ def run_child(*arguments: str) -> dict[str, int]:
     return counts
 
 
-def test_caches_changed_at_random_are_refused_or_within_bounds() -> None:
+def test_caches_and_views_changed_at_random_are_refused_or_within_bounds() -> None:
     counts = run_child("tests/fuzz.py", "--seed", "1", "--inputs", "40", "--seconds", "120")
     assert counts["tried"] == 40 and counts["failed"] == 0
     assert counts["refused"] > 10 and counts["sealed"] > 20
