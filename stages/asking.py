@@ -91,7 +91,7 @@ def check_fit(
     if limit is not None and length > limit and not lenient:
         raise DataError(
             f"example {name!r}: is {length:,} tokens long, {teacher.name} reads at most {limit:,};"
-            " shorten examples in the task's settings"
+            " shorten examples in the task's settings, or set on_error: skip"
         )
     rows = len(teacher.model.get_input_embeddings().weight)
     if spool.max_token >= rows and not lenient:

@@ -22,12 +22,14 @@ Returned = TypeVar("Returned")
 
 _REMEDIES = {
     "make room": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    "make the folder writable": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "make the folder writable": (errno.EROFS,),
+    "see to who may read and write there": (errno.EACCES, errno.EPERM),
     "allow more open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
     "bring the folder back": (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
     "look after the disk": (errno.EIO, errno.ENODEV, errno.ENXIO),
 }
 _KNOWN = {number: remedy for remedy, numbers in _REMEDIES.items() for number in numbers}
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _AGAIN = "run the same command again"
 _SAFE = "what is finished is safe"
@@ -73,7 +75,7 @@ def tell_of_disk(error: Exception, folder: Path | None = None, safe: str = _SAFE
     """
     if isinstance(error, StillroomError):
         return _add_remedy(error, safe) if _lacks_remedy(error) else error
-    for cause in reversed(list(_causes(error))):
+    for cause in _order(_causes(error)):
         if isinstance(cause, StillroomError):
             return cause
         found = _find_refusal(cause)
@@ -101,6 +103,15 @@ def _add_remedy(error: StillroomError, safe: str) -> StillroomError:
 def _find_remedy(text: str, numbers: Iterable[int]) -> str | None:
     """What to do about the first of these errors whose name a text quotes."""
     return next((_KNOWN[n] for n in numbers if os.strerror(n) in text), None)
+
+
+def _order(causes: Iterable[BaseException]) -> list[BaseException]:
+    """The first error before those that came of it. A folder that may not be made was looked for
+    before, in vain."""
+    found = list(causes)[::-1]
+    if any(isinstance(e, OSError) and e.errno in _FORBIDDEN for e in found):
+        return [error for error in found if not isinstance(error, FileNotFoundError)]
+    return found
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ missing.
 """
 
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from pipeline.cache import CacheWriter, Draft, Identity, Imported, Manifest, TargetsSpec, hash_id
+from pipeline.cache.gaps import allow_skips
 from pipeline.cache.locking.locks import Occupant, occupy
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError, did_you_mean
@@ -226,6 +228,9 @@ def _require_room(
 def _write(writer: CacheWriter, reading: DumpReading, spool: Spool, bar: RowProgress) -> None:
     """Write the shards that do not stand yet; those that do are read past."""
     draft, sounds = writer.draft, reading.sounds(Findings())
+    skipped = reading.facts.skipped
+    if len(skipped) > allow_skips(draft.num_examples):  # of a view of little else
+        skipped = {}
     for index in range(draft.num_shards):
         if len(writer.finished) == draft.num_shards:
             return
@@ -235,11 +240,9 @@ def _write(writer: CacheWriter, reading: DumpReading, spool: Spool, bar: RowProg
             continue
         with writer.shard(index) as target:
             for place, (sound, columns) in enumerate(islice(sounds, size)):
-                target.add(
-                    sound.keep(
-                        draft.targets,
-                        draft.num_classes,
-                        {name: columns.get(name) for name in spool.columns},
-                    )
-                )
+                carried = {name: columns.get(name) for name in spool.columns}
+                if (known := sound.example.example_id) in skipped:
+                    target.skip(replace(sound.example, columns=carried), skipped[known])
+                else:
+                    target.add(sound.keep(draft.targets, draft.num_classes, carried))
                 bar.advance(first + place + 1)

@@ -28,6 +28,7 @@ def stage(error: Exception, folder: Path) -> None:
         (errno.ENOSPC, r"No space left on device\); 1 shard is safe, make room and run the same"),
         (errno.EDQUOT, "quota exceeded.*make room"),
         (errno.EROFS, "Read-only file system.*make the folder writable"),
+        (errno.EACCES, "Permission denied.*see to who may read and write there"),
         (errno.EMFILE, r"Too many open files.*allow more open files \(ulimit -n\)"),
         (errno.EIO, "Input/output error.*look after the disk"),
     ],
@@ -59,6 +60,18 @@ def test_the_first_of_several_errors_is_told(tmp_path: Path) -> None:
             (tmp_path / "scratch").unlink()
 
     with pytest.raises(CacheError, match="the shard is full"):
+        run()
+
+
+def test_a_folder_that_may_not_be_made_is_not_one_that_is_gone(tmp_path: Path) -> None:
+    @tells_of_disk(lambda: (tmp_path, "nothing is lost"))
+    def run() -> None:
+        try:  # as pathlib makes a folder with its parents
+            raise FileNotFoundError(errno.ENOENT, "", "view/rows")
+        except FileNotFoundError:
+            raise PermissionError(errno.EACCES, "", "view")  # noqa: B904
+
+    with pytest.raises(DiskError, match=r"view: cannot be used \(Permission denied\)"):
         run()
 
 

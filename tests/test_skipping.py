@@ -20,9 +20,13 @@ from small_teachers import (
 from pipeline.batches import Selection
 from pipeline.cache import RowRuns, TeacherCache, select_rows, write_view
 from pipeline.cache.gaps import allow_skips
+from pipeline.config import parse_config
 from pipeline.errors import DataError, NumericalError
 from pipeline.targets import Targets
 from stages.cache_teacher import CacheConfig, cache_teacher
+from stages.export_cache import export_cache
+from stages.import_dump import import_dump
+from stages.import_reading import ImportConfig
 from stages.merge import merge
 
 COUNT = 24
@@ -159,6 +163,21 @@ def test_a_view_knows_of_the_gap_where_it_takes_it(tmp_path: Path, sick: Path) -
         known = [f"row {row}" for row in rows if row != 13]
         assert sorted(e.example_id for e in view.stream(seed=0, epoch=0)) == sorted(known)
         assert list(view.ids("train")) == known
+
+
+def test_a_gap_stays_one_through_an_export_and_an_import(tmp_path: Path, sick: Path) -> None:
+    cache = run(make(tmp_path, sick, exclaim(tmp_path, 13)))
+    settings = {
+        "output": str(tmp_path / "again"),
+        "format": "stillroom",
+        "files": str(export_cache(cache.path, "jsonl", tmp_path / "plain.jsonl")),
+        "tokenizer": str(sick),
+        "teacher": {"model": "somebody/teacher"},
+    }
+    config = parse_config(ImportConfig, settings, "the import")
+    again = TeacherCache.open(import_dump(config, progress=False))
+    assert again.skipped == cache.skipped and len(again) == COUNT
+    assert list(again.ids("train")) == list(cache.ids("train"))
 
 
 # Row 2 is in the shard that bases are fitted to, row 13 in a later one.

@@ -6,6 +6,7 @@ Everything read is checked against shard.json, and shard.json against the manife
 it is believed: a chunk that is missing would otherwise be read as zeros.
 """
 
+import errno
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ from pipeline.storage import RangeReader, is_local, read_known
 ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
+
+# What the machine refuses, whatever the bytes are.
+_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 
 
 def shard_folder(path: Path, index: int) -> Path:
@@ -169,6 +173,11 @@ def _read_checked(file: RangeReader, info: ShardInfo, index: int, schema: Any) -
 
 def _name_damage(folder: Path, error: Exception, part: str = "") -> CacheError:
     where = f"{part}: " if part else ""
+    if isinstance(error, OSError) and error.errno in _OUTSIDE:
+        return CacheError(
+            f"{folder}: cannot be read ({where}{say(error)}); see to the disk and to who may read"
+            " there, and run the same command again"
+        )
     return CacheError(
         f"{folder}: cannot be read ({where}{say(error)}); the shard is damaged, copy or cache it"
         " again"

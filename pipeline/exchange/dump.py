@@ -8,7 +8,7 @@ temperature, of which part of the distribution.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -79,6 +79,7 @@ class Facts:
         id_room: ids up to this many could be written; None where there is no limit.
         columns: carried column -> field of a row, where the dump says which it has.
         origin: of a cache that was exported: its digest, identity, and what it was imported from.
+        skipped: example id -> why its teacher did not answer it.
     """
 
     temperatures: tuple[float, ...] = (1.0,)
@@ -90,6 +91,7 @@ class Facts:
     id_room: int | None = None
     columns: Mapping[str, str] | None = None
     origin: Mapping[str, Any] | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 class Dump(StrictModel, ABC):

@@ -32,6 +32,7 @@ class _PlainFacts(BaseModel):
     label_names: list[str] | None
     columns: dict[str, str]
     imported: Imported | None = None
+    skipped: dict[str, str] = {}
 
 
 class PlainDump(Dump):
@@ -59,6 +60,7 @@ class PlainDump(Dump):
             label_names=first.label_names,
             num_classes=first.num_classes,
             columns={name: name_carried(name) for name in first.columns},
+            skipped={i: why for file in (first, *others) for i, why in file.skipped.items()},
             origin=first.model_dump(
                 mode="json", include={"cache", "identity", "imported"}, exclude_none=True
             ),

@@ -94,7 +94,7 @@ class Captured:
                 raise NumericalError(
                     f"example {example.example_id!r}: the teacher's logits at position"
                     f" {int(example.target_positions[row])} are NaN or infinite; try another"
-                    " teacher.dtype (bfloat16 or float32), or leave the example out"
+                    " teacher.dtype (bfloat16 or float32), or on_error: skip"
                 )
             row -= count
 
