@@ -50,15 +50,14 @@ def export_cache(
         raise StillroomError(f"{file}: stands already; choose another --output or delete it")
     if hidden and not cache.manifest.signals:
         raise ConfigError(f"--hidden: {path} keeps no hidden states; leave it out")
-    rows = cache.answered
-    with RowProgress(console, "exporting", len(rows)) as bar:
+    with RowProgress(console, "exporting", len(cache)) as bar:
 
         def read() -> Iterator[CachedExample]:
-            for done, row in enumerate(rows, 1):
-                yield cache[int(row)]
-                bar.advance(done)
+            for row in range(len(cache)):
+                yield cache[row]
+                bar.advance(row + 1)
 
         PLAIN_FORMATS[format](file, cache.manifest, read(), hidden)
     size = format_bytes(file.stat().st_size)
-    console.print(f"{file}: {len(rows):,} examples, {size}", soft_wrap=True)
+    console.print(f"{file}: {len(cache):,} examples, {size}", soft_wrap=True)
     return file

@@ -25,10 +25,7 @@ from pipeline.sources import DataConfig
 from pipeline.student import HashedNgramTokenizer
 from stages.add_signal import add_signal
 from stages.cache_teacher import CacheConfig, cache_teacher
-from stages.export_cache import export_cache
 from stages.extend import extend
-from stages.import_dump import import_dump
-from stages.import_reading import ImportConfig
 from stages.train_student import train_student
 
 GAP = "row 13"
@@ -134,17 +131,3 @@ def test_what_is_added_to_a_cache_with_a_gap_has_it_too(tmp_path: Path, gapped: 
         found, expected = view[row], whole[row]
         torch.testing.assert_close(found.targets.logsumexp, expected.targets.logsumexp)
         torch.testing.assert_close(found.hidden["layer.1"], expected.hidden["layer.1"])
-
-
-@pytest.mark.parametrize("format", ["parquet", "jsonl"])
-def test_a_plain_file_has_what_the_teacher_answered(
-    tmp_path: Path, gapped: Path, format: str
-) -> None:
-    file = export_cache(gapped, format, tmp_path / f"plain.{format}")
-    settings = {"format": "stillroom", "files": str(file), "teacher": {"model": "somebody"}}
-    settings |= {"output": str(tmp_path / "again"), "tokenizer": str(gapped / "tokenizer")}
-    import_dump(ImportConfig.model_validate(settings), progress=False)
-    again, cache = TeacherCache.open(tmp_path / "again"), TeacherCache.open(gapped)
-    assert list(again.ids()) == [name for name in cache.ids() if name != GAP]
-    found, known = (one.by_id("row 14").targets for one in (again, cache))
-    torch.testing.assert_close(found.confidence(), known.confidence())
