@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.lineage import IDENTITY, read_lineage, require_same_lineage
 from pipeline.runs import Result, write_json, write_result
-from pipeline.storage import sync_file, sync_folder, sync_tree
+from pipeline.storage import remove_tree, sync_file, sync_folder, sync_tree
 
 _FURTHER = "further_teachers."
 _CACHES = ("manifest.json", "draft.json", "view.json")
@@ -104,8 +103,7 @@ def finish_run(output: Path, result: Result) -> None:
 
 def _remove_remains(output: Path) -> None:
     """Remove what a run saved after its folder had vanished under it: half of its state."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(output / "checkpoints")
+    remove_tree(output / "checkpoints")
     (output / "metrics.jsonl").unlink(missing_ok=True)
 
 

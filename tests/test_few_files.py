@@ -18,6 +18,7 @@ from small_teachers import (
 
 from pipeline.cache.locking.owners import Owner, Witness
 from pipeline.errors import StillroomError
+from pipeline.storage import writing_folder
 from stages.cache_teacher import cache_teacher
 from stages.train_student import train_student
 
@@ -71,3 +72,10 @@ def test_whoever_may_open_no_file_takes_nobody_for_dead() -> None:
     assert witness.is_alive(owner)
     with few_files(0), pytest.raises(OSError, match="Too many open files"):
         witness.is_alive(owner)
+
+
+def test_a_folder_that_cannot_be_emptied_is_not_taken_for_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = pytest.raises(OSError, match="Too many open files")
+    with few_files(0), refused, writing_folder(tmp_path):
+        pytest.fail("it still holds the file")

@@ -99,8 +99,8 @@ def _whole(file: Path) -> Iterator[IO[bytes]]:
                 raise
     except OSError as error:
         raise StillroomError(
-            f"{file}: cannot be written ({error.strerror or error}); nothing was left there, choose"
-            " another --output or make room"
+            f"{file}: cannot be written ({error.strerror or error}); nothing was left there, make"
+            " room or choose another --output, and run the same command again"
         ) from error
 
 

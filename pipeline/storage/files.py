@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,14 @@ def hash_file(path: Path, size: int | None = None) -> str:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all below it, if it is there."""
+    """Remove a folder and all below it, if it is there.
+
+    Raises:
+        OSError: some of it cannot be removed.
+    """
     if is_local(path):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
     elif names := list_files(path):
         remote: Any = path
         remote.fs.rm([(remote / name).path for name in names])
