@@ -23,6 +23,7 @@ import tqdm  # noqa: E402
 from torture_rack import Rack, Report  # noqa: E402
 from torture_scenes import make_scenes  # noqa: E402
 from torture_syscalls import can_watch  # noqa: E402
+from torture_views import make_view_scenes  # noqa: E402
 
 _AT_A_TIME = 0.15  # how many of the stops are kills at a time, wherever the process is
 
@@ -39,7 +40,8 @@ def torture(
     watched = can_watch()
     if not watched:
         print("torture: no system calls are handed over here; killed at random times only")
-    for number, scene in enumerate(make_scenes(root)):
+    scenes = make_scenes(root)
+    for number, scene in enumerate([*scenes, *make_view_scenes(root, scenes[0])]):
         wanted = not chosen or scene.name in chosen
         if wanted or number == 0:  # the others begin with the cache of the first
             rack = Rack(scene, root / "log", random.Random(f"{seed}/{scene.name}"), watched, timed)

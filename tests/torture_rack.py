@@ -218,6 +218,8 @@ class Rack:
         before = self.scene.treasures(self.scene.output)
         judge = judge if self._watched else None
         ended = supervise(act or self._act, self._log, judge, self.scene.output, kill_after)
+        if self.scene.stands and self.scene.stands in " ".join(ended.text.split()):
+            ended.code = 0
         after = self.scene.treasures(self.scene.output)
         for name in before:
             if after.get(name, before[name]) != before[name]:

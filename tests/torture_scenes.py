@@ -43,6 +43,7 @@ class Scene:
             each a name, and what changes when it is.
         promise: what the next start says if it goes on from what is finished; empty where that is
             nothing, or all.
+        stands: what is said, with exit code 1, where all stands that the command makes.
         alone: whether a second process is refused while one is at work.
         follow_up: commands that complete what the command leaves.
         prepare: makes the folder that the command begins with.
@@ -54,6 +55,7 @@ class Scene:
     content: Callable[[Path], dict[str, bytes]]
     treasures: Callable[[Path], dict[str, Any]]
     promise: Callable[[Path], str]
+    stands: str = ""
     alone: bool = False
     follow_up: Sequence[Sequence[str]] = ()
     prepare: Callable[[Path], None] = remove
@@ -125,7 +127,7 @@ def _scene(root: Path, name: str, output: str, kind: Any, settings: dict[str, An
     file = root / f"{output.replace('/', '-')}.yaml"
     file.write_text(yaml.safe_dump({**settings, "output": str(root / output)}), encoding="utf-8")
     if kind is CacheConfig:
-        marks = (read_cache_files, _standing_shards, _promise_shards)
+        marks = (read_cache_files, count_shards, promise_shards)
         return Scene(name, root / output, ["cache-teacher", str(file)], *marks, alone=True)
     marks = (read_run_files, _ended_stages, _promise_steps)
     return Scene(name, root / output, ["train-student", str(file)], *marks)
@@ -151,7 +153,7 @@ def _repair(root: Path, whole: Scene) -> Scene:
         whole,
         name="verify --repair",
         command=["verify", str(whole.output), "--repair"],
-        treasures=lambda cache: {k: v for k, v in _standing_shards(cache).items() if k == "00000"},
+        treasures=lambda cache: {k: v for k, v in count_shards(cache).items() if k == "00000"},
         promise=lambda cache: "",
         follow_up=[whole.command],
         prepare=prepare,
@@ -167,8 +169,7 @@ def find_litter(folder: Path) -> list[str]:
 def read_cache_files(cache: Path) -> dict[str, bytes]:
     """Every file of a cache but capture.json, which tells of time."""
     files = _read_files(cache)
-    files.pop("capture.json", None)
-    return files
+    return {name: files[name] for name in files if Path(name).name != "capture.json"}
 
 
 def read_run_files(run: Path) -> dict[str, bytes]:
@@ -187,7 +188,7 @@ def _read_files(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-def _standing_shards(cache: Path) -> dict[str, Any]:
+def count_shards(cache: Path) -> dict[str, Any]:
     """Shards that stand, and when they were written."""
     return {
         file.parent.name: (file.stat().st_ino, file.stat().st_mtime_ns)
@@ -195,8 +196,8 @@ def _standing_shards(cache: Path) -> dict[str, Any]:
     }
 
 
-def _promise_shards(cache: Path) -> str:
-    count = len(_standing_shards(cache))
+def promise_shards(cache: Path) -> str:
+    count = len(count_shards(cache))
     under_way = (cache / "draft.json").is_file() and not (cache / "manifest.json").is_file()
     return f"continues after {count} of" if count and under_way else ""
 
