@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from small_runs import TINY, make_data, make_language_cache, make_student_config, make_topic_cache
-from small_teachers import TOPICS, make_rows, make_tokenizer, write_rows
+from small_teachers import (
+    TOPICS,
+    make_llama,
+    make_rows,
+    make_tokenizer,
+    save_teacher,
+    write_rows,
+)
 
 from pipeline.cache import TeacherCache
 from pipeline.errors import CacheError, ConfigError, DataError, MismatchError, StillroomError
@@ -302,3 +309,11 @@ def test_a_foreign_checkpoint_is_refused_by_the_stage(language: Path, tmp_path: 
                 student={"from": "teacher", "model": str(tmp_path / "nowhere"), "layers": [0]},
             )
         )
+
+
+def test_weights_that_are_cut_off_are_refused_by_the_stage(language: Path, tmp_path: Path) -> None:
+    file = save_teacher(tmp_path / "half", make_llama()) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    student = {"from": "pretrained", "model": str(tmp_path / "half")}
+    with pytest.raises(StillroomError, match=r"cannot be opened as AutoModelForCausalLM \("):
+        train_student(make_student_config(language, tmp_path / "run", student=student))

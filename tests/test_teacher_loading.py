@@ -83,11 +83,19 @@ def test_a_model_whose_head_was_never_trained_is_refused(tmp_path: Path) -> None
         load(tmp_path, TOPICS)
 
 
+@pytest.mark.parametrize("kept", [100, -100])
+def test_weights_that_are_cut_off_are_refused(tmp_path: Path, kept: int) -> None:
+    file = save_teacher(tmp_path, make_bert()) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"cannot be loaded as Auto.* while deserializing header"):
+        load(tmp_path)
+
+
 def test_an_architecture_of_another_kind_is_refused(tmp_path: Path) -> None:
     config = make_llama().config
     config.model_type = "not-a-model"
     config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot be loaded as AutoModelForCausalLM"):
+    with pytest.raises(ModelError, match=r"cannot be loaded as AutoModelForCausalLM"):
         load(tmp_path)
 
 

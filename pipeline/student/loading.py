@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from pipeline.errors import MismatchError, ModelError
@@ -51,7 +52,7 @@ def load_model(
             use_safetensors=True,
             **NO_CODE,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: cannot be opened as {task.auto_class} ({first})") from error
     _require_weights(model, found, task, name)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils.hub import try_to_load_from_cache
 
 from pipeline.config import StrictModel
@@ -98,7 +99,10 @@ def load_model(
         model, info = factory.from_pretrained(
             config.model, output_loading_info=True, **arguments, **_source(config)
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError),
+        SafetensorError,  # weights that are cut off, for instance
+    ) as error:
         raise ModelError(
             f"{config.model}: cannot be loaded as {auto_class} ({_reason(error)})"
         ) from error
