@@ -9,13 +9,14 @@ safetensors by a text, PyTorch by a RuntimeError that has forgotten the reason.
 import errno
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from pipeline.errors import DiskError, StillroomError
+from pipeline.errors import DiskError, StillroomError, say
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -84,6 +85,11 @@ def tell_of_disk(error: Exception, folder: Path | None = None, safe: str = _SAFE
             named = getattr(cause, "filename", None) or folder or "the disk"
             told = f"{named}: cannot be used ({reason})"
             return DiskError(f"{told}; {safe}, {remedy} and {_AGAIN} to continue")
+        if _was_reading(cause):
+            return DiskError(
+                f"{folder or 'a run'}: holds a checkpoint that cannot be read ({say(cause)});"
+                f" delete the newest in its folder checkpoints and {_AGAIN} to go on from the rest"
+            )
     return error
 
 
@@ -139,10 +145,21 @@ def _find_refusal(error: BaseException) -> tuple[str, str] | None:
 
 def _was_writing(error: BaseException) -> bool:
     """Whether a library that writes files raised it."""
-    trace, last = error.__traceback__, ""
-    while trace is not None:
-        last, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
-    return any(writer in last for writer in _WRITERS)
+    last = next(_trace(error), ("", ""))[0]
+    return any(writer in last for writer in _WRITERS) and not _was_reading(error)
+
+
+def _was_reading(error: BaseException) -> bool:
+    """Whether torch raised it while it read a file of its own: nothing else here is one."""
+    return any(
+        file.endswith("torch/serialization.py") and name == "load" for file, name in _trace(error)
+    )
+
+
+def _trace(error: BaseException) -> Iterator[tuple[str, str]]:
+    """The functions that it came through, by file and name; where it was raised first."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return ((code.co_filename, code.co_name) for code in reversed(frames))
 
 
 def count_shards(cache: Path) -> str:

@@ -1,6 +1,7 @@
 """What a disk refuses is told in one line: the file, the reason, what is safe, how to go on."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def test_torch_that_cannot_write_is_understood_too(tmp_path: Path) -> None:
 
     with pytest.raises(DiskError, match=r"cannot be used .*none of the run is there, bring.*again"):
         save()
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 500])
+def test_a_checkpoint_that_cannot_be_read_is_named_as_such(tmp_path: Path, length: int) -> None:
+    @tells_of_disk(lambda: (tmp_path, "nothing is lost"))
+    def load() -> None:
+        torch.load(tmp_path / "optimizer.pt")
+
+    torch.save({"a": torch.zeros(400)}, tmp_path / "optimizer.pt")
+    os.truncate(tmp_path / "optimizer.pt", length)
+    with pytest.raises(DiskError, match=r"cannot be read \(.*\); delete the newest .*again to go"):
+        load()
 
 
 def test_the_first_of_several_errors_is_told(tmp_path: Path) -> None:
