@@ -105,8 +105,10 @@ class CaptureProgress:
     def _facts(self, written: int) -> str:
         tokens = self._done - self._before
         rate = tokens / max(time.monotonic() - self._began, 1e-9)
-        per_token = f", {written / self._done:.0f} B/token" if self._done and written else ""
-        return f"{rate:,.0f} tokens/s, {written / 1e6:,.1f} MB{per_token}"
+        if not (self._done and written):  # the longest texts are asked first, and wait for others
+            return f"{rate:,.0f} tokens/s"
+        size, each = written / 1e6, written / self._done
+        return f"{rate:,.0f} tokens/s, {size:,.1f} MB, {each:.0f} B/token"
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]  # ships without types
