@@ -17,12 +17,14 @@ from small_teachers import (
 from transformers import PreTrainedModel
 
 from pipeline.cache import TeacherCache
+from pipeline.cache.gaps import unasked
 from pipeline.config import load_config
 from pipeline.examples import CachedExample
 from pipeline.reading import open_reading
 from pipeline.runs import read_result
 from pipeline.sources import DataConfig
 from pipeline.student import HashedNgramTokenizer
+from pipeline.tasks.sequence_classification import SequenceClassification
 from stages.add_signal import add_signal
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.extend import extend
@@ -131,3 +133,12 @@ def test_what_is_added_to_a_cache_with_a_gap_has_it_too(tmp_path: Path, gapped: 
         found, expected = view[row], whole[row]
         torch.testing.assert_close(found.targets.logsumexp, expected.targets.logsumexp)
         torch.testing.assert_close(found.hidden["layer.1"], expected.hidden["layer.1"])
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2])
+def test_an_example_without_targets_leaves_those_of_its_batch_where_they_are(gap: int) -> None:
+    task = SequenceClassification(labels=TOPICS)
+    rows = [{"id": row["id"], "text": row["text"], "label": 0} for row in make_rows(3)]
+    examples = list(task.examples(rows, make_tokenizer(), []))
+    examples[gap] = unasked(examples[gap])
+    assert task.batch(examples, 0).target_index.tolist() == [n for n in range(3) if n != gap]

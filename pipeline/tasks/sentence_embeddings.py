@@ -82,9 +82,10 @@ class SentenceEmbeddings(Task):
     def batch(
         self, examples: Sequence[Example], pad_id: int, positions: Positions = "all"
     ) -> Batch:
-        """See `Task.batch`; an example has one target."""
+        """See `Task.batch`; an example has one target, none where it was skipped."""
         batch = super().batch(examples, pad_id, positions)
-        return replace(batch, target_index=torch.arange(len(examples)))
+        index = flat_index([example.target_positions for example in examples], 1)
+        return replace(batch, target_index=index)
 
     def logits(self, outputs: Any, inputs: Inputs) -> Tensor:
         """One class of no meaning for each example, [B, 1]."""

@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.examples import Example
 from pipeline.positions import Positions
 from pipeline.scores import Inputs
-from pipeline.tasks.base import Batch, Task
+from pipeline.tasks.base import Batch, Task, flat_index
 
 ROWS_AT_ONCE = 256  # fast tokenizers are several times faster on lists
 NO_LIMIT = 10**9  # transformers gives a tokenizer without a limit an astronomic one
@@ -65,7 +65,9 @@ class TextTask(Task):
     ) -> Batch:
         """See `Task.batch`; the second text of a pair has token type 1, and both see each other."""
         batch = super().batch(examples, pad_id, positions)
-        batch = replace(batch, target_index=torch.arange(len(batch.target_index)))
+        positions_of = [example.target_positions for example in examples]
+        most = max(map(len, positions_of))  # all have as many, but for one that was skipped
+        batch = replace(batch, target_index=flat_index(positions_of, most))
         if all(len(example.segment_lengths) == 1 for example in examples):
             return batch
         types = torch.zeros_like(batch.inputs["input_ids"])
