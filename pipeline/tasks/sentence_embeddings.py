@@ -24,7 +24,7 @@ from pipeline.positions import Positions
 from pipeline.scores import Inputs, Observation, Scores
 from pipeline.sentences import HEAD, Pooling, SentenceHead, head_of, pooled_width
 from pipeline.targets import UNLABELLED
-from pipeline.tasks.base import Batch, Task, mean_states
+from pipeline.tasks.base import Batch, Task, flat_index, mean_states
 from pipeline.tasks.retrieval import cosines, retrieve
 from pipeline.tasks.texts import ROWS_AT_ONCE, tokenize_texts
 
