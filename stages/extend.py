@@ -22,6 +22,7 @@ from pipeline.cache import (
     list_sources,
     require_fits,
     require_room,
+    require_same,
     select_rows,
     write_view,
 )
@@ -66,6 +67,7 @@ def extend(
     """
     cache, console = TeacherCache.open(cache_path), Console(quiet=not progress)
     require_room(output)
+    _require_task(cache, config)
     if lets_write(config.task, config.data):
         raise ConfigError(
             "extend: here the teacher writes what it is asked about, for every row; cache the new"
@@ -100,6 +102,19 @@ def extend(
         soft_wrap=True,
     )
     return view
+
+
+def _require_task(cache: TeacherCache, config: CacheConfig) -> None:
+    """Compare what the config says of the task itself before its data are read.
+
+    Raises:
+        MismatchError: names the settings that differ.
+    """
+    said = config.task.model_dump(mode="json", exclude_unset=True)
+    plain = {name: value for name, value in said.items() if isinstance(value, str | int | float)}
+    known = {name: cache.manifest.task.get(name) for name in plain}
+    remedy = "Extend it by more data of the same task, or make a cache of its own"
+    require_same(cache.path, {"task": known}, {"task": plain}, remedy)
 
 
 def _give_bases(cache: TeacherCache, added: Path) -> None:

@@ -84,7 +84,8 @@ def _print_cache(cache: TeacherCache, console: Console) -> None:
 
 
 def _skipped_table(cache: TeacherCache) -> Table:
-    table = Table("skipped", "why", title=f"{len(cache.skipped):,} examples without targets")
+    title = f"without targets: {len(cache.skipped):,} of {len(cache):,}"
+    table = Table("skipped", "why", title=title)
     for example_id, reason in islice(cache.skipped.items(), _MOST_SHOWN):
         table.add_row(Text(show_invisible(example_id)), Text(show_running(reason)))
     return table

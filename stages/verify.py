@@ -196,6 +196,10 @@ def _summarise(report: Report, state: str) -> str:
     if state == "whole":
         return f"whole; {looked}"
     named = ", ".join(map(str, report.damaged_shards[:8]))
-    shards = f" in {len(report.damaged_shards):,} shards ({named})" if named else ""
+    shards = f" in {_count(len(report.damaged_shards), 'shard')} ({named})" if named else ""
     remedy = "mend it with --repair, or copy it again"
-    return f"damaged, {len(report.harm):,} findings{shards}; {looked}; {remedy}"
+    return f"damaged, {_count(len(report.harm), 'finding')}{shards}; {looked}; {remedy}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,5 +1,6 @@
 """An example that does not fit is refused by name, before it is on the shelf."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 from cache_examples import SIGNALS, make_draft, make_example, make_targets, write_cache
 
-from pipeline.cache import Draft, Signal, TargetsSpec
+from pipeline.cache import Draft, Signal, TargetsSpec, require_same
 from pipeline.cache.signals.quantization import ENCODINGS
-from pipeline.errors import ConfigError, DataError, NumericalError
+from pipeline.errors import ConfigError, DataError, MismatchError, NumericalError
 from pipeline.examples import CachedExample
 
 
@@ -112,3 +113,14 @@ def test_vectors_that_are_not_finite_are_refused_in_every_dtype(tmp_path, dtype,
     example.hidden["layer.0"][1, 2] = value
     with pytest.raises(NumericalError, match=r"'text-0': hidden layer.0 holds NaN or numbers"):
         write_cache(tmp_path, draft, [example])
+
+
+def test_what_brings_other_differences_with_it_is_named_first(tmp_path: Path) -> None:
+    one = {"columns": 1, "identity": {"data": {"digest": "a"}, "teacher": {"digest": "b"}}}
+    one |= {"num_classes": 3, "signals": {"pooled": 1}, "task": {"labels": 1, "name": "tags"}}
+    other = {"identity": {"teacher": {"name": "c"}}, "task": {"name": "texts"}}
+    with pytest.raises(MismatchError) as caught:
+        require_same(tmp_path, one, other, "Mend it")
+    told = re.findall(r"cached with (\S+)", str(caught.value))
+    assert told == ["identity.teacher.name", "task.name", "columns", "identity.data"]
+    assert str(caught.value).endswith(", and 4 fields more. Mend it")

@@ -238,6 +238,12 @@ def test_other_settings_are_refused_before_the_teacher_is_asked(
     assert not (tmp_path / "larger" / "added" / "shards").exists()
 
 
+def test_another_task_is_named_before_what_comes_of_it(cache: Path, tmp_path: Path) -> None:
+    shorter = {"name": "sequence-classification", "max_length": 3}
+    with pytest.raises(MismatchError, match=r"cached with task\.max_length 48, asked for 3"):
+        grow(tmp_path, ROWS, task=shorter)
+
+
 def test_another_teacher_is_refused(cache: Path, tmp_path: Path) -> None:
     changed = make_bert()
     with torch.no_grad():

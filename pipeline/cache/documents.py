@@ -146,10 +146,17 @@ def require_same(
     found = list(_differences(cached, asked, ""))
     if not found:
         return
-    # A digest says that something differs; a field beside it says what, so it is named first.
-    found.sort(key=lambda line: line.split(" ", 1)[0].endswith("digest"))
+    found.sort(key=_rank)
     more = f", and {len(found) - 4} fields more" if len(found) > 4 else ""
     raise MismatchError(f"{subject}: {'; '.join(found[:4])}{more}. {remedy}")
+
+
+def _rank(line: str) -> tuple[bool, bool]:
+    """A digest says that something differs; a field beside it says what, so it is named first, and
+    before all others what brings them with it: another task, another teacher."""
+    where = line.split(" ")[2]
+    source = where == "task.name" or "teacher" in where.split(".")
+    return where.endswith("digest"), not source
 
 
 def _differences(cached: Any, asked: Any, where: str) -> Iterator[str]:
