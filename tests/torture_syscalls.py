@@ -28,6 +28,7 @@ from torture_filter import CALLS, LIBC, MACHINES, install
 _PIDFD_GETFD = 438
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # ioctls of the listener
 _CONTINUE = 1
+_AT, _FROM_SEVERAL = 1, 2  # among the calls that write: pwrite, writev
 _AT_CWD, _AT_REMOVEDIR = -100, 0x200
 _HUNG_SECONDS = 120.0
 
@@ -199,7 +200,7 @@ def _answer(child: int, listener: int, judge: Judge, root: str) -> None:
         elif found.path.startswith(root) or found.target.startswith(root):
             verdict = judge(found)
         if verdict in (Verdict.TEAR, Verdict.SHORT):
-            value = _write_half(child, thread, arguments)
+            value = _write_half(child, thread, call, arguments)
     if verdict in (Verdict.KILL, Verdict.TEAR):
         os.kill(child, signal.SIGKILL)
         return
@@ -249,18 +250,22 @@ def _read_text(thread: int, address: int) -> str:
     return os.fsdecode(content.partition(b"\0")[0])
 
 
-def _write_half(child: int, thread: int, arguments: list[int]) -> int:
+def _write_half(child: int, thread: int, call: int, arguments: list[int]) -> int:
     """Write the first half of a write in the child's place; how many bytes."""
-    half = (arguments[2] + 1) // 2
+    address, size = arguments[1:3]
+    place = [entry[MACHINES[platform.machine()][0]] for entry in CALLS["write"]].index(call)
     with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
-        memory.seek(arguments[1])
-        content = memory.read(half)
+        if place == _FROM_SEVERAL:  # where each of its parts is: the first one will do
+            memory.seek(address)
+            address, size = struct.unpack("=QQ", memory.read(16))
+        memory.seek(address)
+        content = memory.read((size + 1) // 2)
     process = os.pidfd_open(child)
     file = LIBC.syscall(_PIDFD_GETFD, process, arguments[0], 0)
     os.close(process)
     if file < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     try:
-        return os.write(file, content)
+        return os.pwrite(file, content, arguments[3]) if place == _AT else os.write(file, content)
     finally:
         os.close(file)
