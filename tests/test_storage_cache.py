@@ -2,14 +2,17 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cache_examples import (
     SIGNALS,
     assert_same,
     make_draft,
+    make_example,
     make_examples,
     write_cache,
     write_shards,
@@ -244,6 +247,23 @@ def test_a_stream_asks_ahead_for_each_part_once(bucket, tmp_path, monkeypatch):
     with bucket.store.broken():
         assert len(list(TeacherCache.open(bucket.url).stream(seed=1, epoch=1))) == 90
         assert delivered(bucket) == []
+
+
+def test_what_lies_between_two_parts_comes_with_them(bucket, tmp_path, monkeypatch):
+    draft = make_draft(6, shard_examples=6)
+    long = [make_example(row, draft, tokens=4000) for row in range(6)]  # a record batch each
+    write_cache(as_path(bucket.url), draft, long)
+    monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "other machine"))
+    cache = TeacherCache.open(bucket.url)
+    bucket.store.served.clear()
+    cache.read_ahead(np.array([4, 0, 2]))
+    while not delivered(bucket):
+        time.sleep(0.01)
+    for row in range(5):
+        assert_same(cache[row], long[row])
+    assert len(delivered(bucket)) == 1
+    assert_same(cache[5], long[5])
+    assert len(delivered(bucket)) == 2
 
 
 def test_a_loader_without_workers_asks_ahead_and_gives_what_a_disk_gives(

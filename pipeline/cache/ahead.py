@@ -18,12 +18,13 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.cache.manifest import Manifest
-from pipeline.cache.shards import Shard, shard_folder
+from pipeline.cache.shards import SHARD, Shard, shard_folder
 from pipeline.cache.signals.chunks import CHUNK_ROWS
 from pipeline.errors import StillroomError
+from pipeline.storage import read_known_ahead
 
-AHEAD_ROWS = 256
-_STEP = 32  # rows after which it is looked ahead again
+AHEAD_ROWS = 512
+_STEP = 128  # rows after which it is looked ahead again
 _OPEN_SHARDS = 32
 _REMEMBERED = 4096  # parts that were wanted last, and are not fetched again
 
@@ -41,14 +42,18 @@ class Ahead:
 
     def want(self, rows: Iterable[int], signals: Iterable[str]) -> None:
         """Begin to fetch what rows need: their targets, and these signals."""
-        ordered = sorted(rows)
-        self._thread.submit(self._fetch, ordered, sorted(signals))
+        self._thread.submit(self._fetch, list(rows), sorted(signals))
 
     def _fetch(self, rows: Sequence[int], signals: Sequence[str]) -> None:
         size = self._manifest.shard_examples
         with suppress(StillroomError, OSError, ValueError, LookupError):
-            for index, group in groupby(rows, lambda row: row // size):
-                self._fetch_shard(index, [row % size for row in group], signals)
+            shards: dict[int, list[int]] = {}
+            for row in rows:  # what is needed first is fetched first
+                shards.setdefault(row // size, []).append(row % size)
+            for index in (index for index in shards if index not in self._shards):
+                read_known_ahead(shard_folder(self._path, index) / SHARD, self._digest(index))
+            for index, within in shards.items():
+                self._fetch_shard(index, sorted(within), signals)
 
     def _fetch_shard(self, index: int, rows: Sequence[int], signals: Sequence[str]) -> None:
         shard = self._open(index)
@@ -64,11 +69,14 @@ class Ahead:
 
     def _open(self, index: int) -> Shard:
         if index not in self._shards:
-            digest = self._digests[index].tobytes().hex()
-            self._shards[index] = Shard(shard_folder(self._path, index), self._manifest, digest)
+            folder = shard_folder(self._path, index)
+            self._shards[index] = Shard(folder, self._manifest, self._digest(index))
             if len(self._shards) > _OPEN_SHARDS:
                 self._shards.popitem(last=False)
         return self._shards[index]
+
+    def _digest(self, index: int) -> str:
+        return str(self._digests[index].tobytes().hex())
 
     def _is_new(self, *part: object) -> bool:
         known = part in self._wanted

@@ -42,11 +42,12 @@ def write_sealed(file: Path, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(whole).hexdigest()
 
 
-def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
+def read_json(file: Path, require_seal: bool | str = False) -> dict[str, Any]:
     """Read a JSON object, and compare its checksum, which is left out, with its bytes.
 
     Args:
-        require_seal: refuse a file without a checksum, as those of before it are.
+        require_seal: refuse a file without a checksum, as those of before it are; a name refuses
+            those that have a key of that name.
 
     Raises:
         CacheError: missing, damaged, or no object.
@@ -54,7 +55,7 @@ def read_json(file: Path, require_seal: bool = False) -> dict[str, Any]:
     return read_hashed(file, require_seal)[0]
 
 
-def read_hashed(file: Path, require_seal: bool = False) -> tuple[dict[str, Any], str]:
+def read_hashed(file: Path, require_seal: bool | str = False) -> tuple[dict[str, Any], str]:
     """The same, and the sha256 of its bytes, in hex.
 
     What comes torn from a store is asked for once more.
@@ -72,7 +73,7 @@ def read_hashed(file: Path, require_seal: bool = False) -> tuple[dict[str, Any],
     raise AssertionError("the second time it returns or raises")
 
 
-def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[str, Any]:
+def parse_json(file: Path, content: bytes, require_seal: bool | str = False) -> dict[str, Any]:
     """The same, where the bytes have been read."""
     try:
         raw = json.loads(content.decode("utf-8"))
@@ -81,7 +82,8 @@ def parse_json(file: Path, content: bytes, require_seal: bool = False) -> dict[s
         raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
     if not isinstance(raw, dict):
         raise CacheError(f"{file}: holds no object; {_REMEDY}")
-    if SEAL in raw or require_seal:
+    required = require_seal in raw if isinstance(require_seal, str) else require_seal
+    if SEAL in raw or required:
         checksum = str(raw.pop(SEAL, None)).encode("ascii", "replace")
         blank = content.replace(checksum, _BLANK) if len(checksum) == len(_BLANK) else b""
         if hashlib.sha256(blank).hexdigest().encode() != checksum:

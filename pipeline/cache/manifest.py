@@ -233,10 +233,8 @@ def unseal_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CacheError: it is missing or damaged.
     """
-    raw = read_json(path / MANIFEST)
-    if "files" in raw:  # as old as the checksum, which therefore must be there
-        raw = read_json(path / MANIFEST, require_seal=True)
-    return raw
+    # A manifest that has `files` is as young as the checksum, which therefore must be there.
+    return read_json(path / MANIFEST, require_seal="files")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

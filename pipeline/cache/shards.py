@@ -11,7 +11,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ SHARD = "shard.json"
 
 # What the machine refuses, whatever the bytes are.
 _OUTSIDE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
+_GAP = 512 * 2**10  # bytes; a request takes a client as long as they do
 
 
 def shard_folder(path: Path, index: int) -> Path:
@@ -101,7 +102,7 @@ class Shard:
             damage = f"{folder / SHARD}: is not the one that the manifest was written for"
         if damage:
             raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
-        require_inside(folder.parent.parent, [folder / name for name in (SHARD, *self.info.files)])
+        require_inside(folder.parent.parent, (folder / name for name in (SHARD, *self.info.files)))
         self._batch_ends = list(accumulate(rows for rows, _, _, _ in self.info.batches))
         try:
             self._rows = RangeReader(folder / ROWS, self.info.files[ROWS][1])
@@ -141,8 +142,14 @@ class Shard:
             raise _name_damage(self._folder, error, f"record batch {index} of {ROWS}") from error
 
     def read_ahead(self, indices: Sequence[int]) -> None:
-        """Begin to fetch record batches that will be read soon."""
-        self._rows.read_ahead([self.info.batches[index][1:3] for index in indices])
+        """Begin to fetch record batches that will be read soon, and the few between two of them,
+        which cost less than a request of their own."""
+        batches = self.info.batches
+        wanted = set(indices)
+        for first, last in pairwise(sorted(wanted)):
+            if batches[last][1] - sum(batches[first][1:3]) <= _GAP:
+                wanted.update(range(first, last))
+        self._rows.read_ahead([batches[index][1:3] for index in sorted(wanted)])
 
     def read_block_ahead(self, signal: str, block: int) -> None:
         """Begin to fetch 512 rows of a signal that will be read soon."""

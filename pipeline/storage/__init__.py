@@ -29,7 +29,7 @@ from pipeline.storage.files import (
 from pipeline.storage.kept import kept_ranges, local_root
 from pipeline.storage.patience import read_seconds
 from pipeline.storage.places import Folder, Location, as_folder, as_path, is_local
-from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known
+from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known, read_known_ahead
 from pipeline.storage.staging import scratch_folder
 from pipeline.storage.syncing import sync_file, sync_folder, sync_tree
 
@@ -51,6 +51,7 @@ __all__ = [
     "open_file",
     "read_into",
     "read_known",
+    "read_known_ahead",
     "read_seconds",
     "read_small",
     "reading",

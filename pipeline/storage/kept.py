@@ -79,9 +79,13 @@ class Kept:
             return
         path = self._at(key)
         draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
+        whole = content + _sum(content)
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(content + _sum(content))
+            try:
+                draft.write_bytes(whole)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_bytes(whole)
             draft.replace(path)
         self._unseen += len(content) + _CHECKSUM
         if self._unseen > self.limit // 16:

@@ -70,7 +70,13 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         return self._kind(path) is not None
 
     def isfile(self, path: str) -> bool:
-        return self._kind(path) == "file"
+        if self._store != "s3":
+            return self._kind(path) == "file"
+        try:
+            self.cat_first(path, 1)  # where it is missing, to look it up would be to list it too
+        except FileNotFoundError:
+            return False
+        return True
 
     def isdir(self, path: str) -> bool:
         return self._kind(path) == "directory"

@@ -37,6 +37,7 @@ class RangeReader:
     def __init__(self, path: Path, version: str | None = None) -> None:
         self.path = path
         self.version = version
+        self._name = f"{path} {version}"
         self._whole: Any = None
         if is_local(path):
             self._whole = pa.memory_map(str(path)).read_buffer()
@@ -66,7 +67,12 @@ class RangeReader:
         if self._whole is not None or self.version is None:
             return
         kept = kept_ranges()
-        missing = [part for part in sorted(parts) if not kept.holds(self._key(*part))]
+        keys = {part: self._key(*part) for part in sorted(parts)}
+        missing = [
+            part
+            for part, key in keys.items()
+            if not _ON_THEIR_WAY.holds(key) and not kept.holds(key)
+        ]
         for run in _join(missing):
             sizes = {self._key(*part): part[1] for part in run}
             _ON_THEIR_WAY.begin(sizes, partial(self._fetch_run, run))
@@ -105,7 +111,7 @@ class RangeReader:
         return content
 
     def _key(self, start: int, size: int) -> str:
-        return f"{self.path} {self.version} {start} {size}"
+        return f"{self._name} {start} {size}"
 
     def _require(self, found: Any, start: int, size: int) -> Any:
         if len(found) != size:
@@ -147,21 +153,33 @@ def read_known(path: Path, sha256: str) -> bytes:
         CacheError: it is missing or cannot be read.
     """
     key = f"{path} {sha256}"
-
-    def find() -> bytes:
-        content = kept_ranges().get(key) or read_small(path)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            content = read_small(path)
-        kept_ranges().put(key, content)
-        return content
-
     try:
-        content: bytes = read_small(path) if is_local(path) else _ON_THEIR_WAY.take(key, 0, find)
+        if is_local(path):
+            return read_small(path)
+        content: bytes = _ON_THEIR_WAY.take(key, 0, lambda: _find_known(path, sha256, key))
     except OSError as error:
         raise CacheError(
             f"{path}: cannot be read ({error}); copy the cache again, or mend it with `stillroom"
             " verify --repair`"
         ) from error
+    return content
+
+
+def read_known_ahead(path: Path, sha256: str) -> None:
+    """Begin to fetch a small file that will be read soon, if it is not near already."""
+    key = f"{path} {sha256}"
+    if not is_local(path) and not kept_ranges().holds(key):
+        _ON_THEIR_WAY.begin({key: 0}, lambda: {key: _find_known(path, sha256, key)})
+
+
+def _find_known(path: Path, sha256: str, key: str) -> bytes:
+    kept = kept_ranges().get(key)
+    if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
+        return kept
+    content = read_small(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        content = read_small(path)
+    kept_ranges().put(key, content)
     return content
 
 
@@ -191,6 +209,11 @@ class _OnTheirWay:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_THREADS, "stillroom-ahead")
         self._pool.submit(_settle_all, mine, fetch)
+
+    def holds(self, key: str) -> bool:
+        """Whether something is on its way, or has arrived and was not taken yet."""
+        with self._lock:
+            return key in self._coming
 
     def take(self, key: str, size: int, fetch: Callable[[], Any]) -> Any:
         """What is on its way, or is fetched now."""

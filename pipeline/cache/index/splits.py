@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.cache.messages import BROKEN, read_plain
 from pipeline.errors import CacheError, say
-from pipeline.storage import hash_file, map_file, writing
+from pipeline.storage import hash_file, is_local, map_file, read_known, writing
 
 SPLIT = "index/split.arrow"
 SHARDS = "index/shards.arrow"
@@ -61,8 +61,11 @@ def read_shards(path: Path, digest: str, count: int) -> np.ndarray:
     Raises:
         CacheError: it is not the one that the manifest was written with.
     """
-    column = read_table(path / SHARDS, {"sha256": pa.binary(_DIGEST_BYTES)})["sha256"]
-    if hash_file(path / SHARDS) != digest or len(column) != count:
+    file = path / SHARDS
+    content = None if is_local(path) else read_known(file, digest)
+    column = read_table(file, {"sha256": pa.binary(_DIGEST_BYTES)}, content)["sha256"]
+    found = hash_file(file) if content is None else hashlib.sha256(content).hexdigest()
+    if found != digest or len(column) != count:
         raise CacheError(
             f"{path / SHARDS}: is not the one that the manifest was written with; copy the cache"
             " again"
