@@ -12,7 +12,7 @@ from golden_cache import CASES, GOLDEN
 from small_teachers import read_files
 from typer.testing import CliRunner
 
-from pipeline.cache import CacheWriter, Signal
+from pipeline.cache import CacheWriter, Signal, TeacherCache
 from pipeline.cache.documents import write_sealed
 from pipeline.cache.verifying.findings import Report
 from pipeline.cache.verifying.repairing import repair_cache
@@ -125,6 +125,17 @@ def test_wrong_counts_are_told_though_every_checksum_is_right(copy: Path, name: 
     assert finding.kind == "count"
     assert str(finding).startswith(f"shards/00002/shard.json: says {name} 1, expected ")
     assert verify_cache(copy, Depth(decode=False)).state == "whole"
+
+
+def test_a_sample_tells_of_a_damaged_batch_once(copy: Path) -> None:
+    rows = copy / "shards/00001/rows.arrow"
+    content = bytearray(rows.read_bytes())
+    content[len(content) // 2] ^= 1  # in the batch, not in the footer, which no reader asks
+    rows.write_bytes(content)
+    (found,) = told(verify_cache(copy, Depth(sample=1000)))
+    assert found.startswith("shards/00001: ") and found.endswith(" checksum)")
+    with pytest.raises(CacheError, match="mend it with `stillroom verify --repair` or copy it"):
+        list(TeacherCache.open(copy).stream(seed=0, epoch=0))
 
 
 def test_an_index_that_does_not_fit_the_shards_is_told_and_made_anew(

@@ -34,6 +34,7 @@ ROWS = "rows.arrow"
 HIDDEN = "hidden.zarr"
 SHARD = "shard.json"
 
+DAMAGED = "the shard is damaged, mend it with `stillroom verify --repair` or copy it again"
 # What the machine refuses, whatever the bytes are.
 _OUTSIDE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 _GAP = 512 * 2**10  # bytes; a request takes a client as long as they do
@@ -101,7 +102,7 @@ class Shard:
         if hashlib.sha256(content).hexdigest() != sha256:
             damage = f"{folder / SHARD}: is not the one that the manifest was written for"
         if damage:
-            raise CacheError(f"{damage}; the shard is damaged, copy or cache it again")
+            raise CacheError(f"{damage}; {DAMAGED}")
         require_inside(folder.parent.parent, (folder / name for name in (SHARD, *self.info.files)))
         self._batch_ends = list(accumulate(rows for rows, _, _, _ in self.info.batches))
         try:
@@ -185,7 +186,4 @@ def _name_damage(folder: Path, error: Exception, part: str = "") -> CacheError:
             f"{folder}: cannot be read ({where}{say(error)}); see to the disk and to who may read"
             " there, and run the same command again"
         )
-    return CacheError(
-        f"{folder}: cannot be read ({where}{say(error)}); the shard is damaged, copy or cache it"
-        " again"
-    )
+    return CacheError(f"{folder}: cannot be read ({where}{say(error)}); {DAMAGED}")

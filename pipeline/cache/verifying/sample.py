@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.cache.reader import TeacherCache
-from pipeline.cache.shards import shard_folder
+from pipeline.cache.shards import DAMAGED, shard_folder
 from pipeline.cache.verifying.findings import Finding
-from pipeline.cache.verifying.shards import find_faults
+from pipeline.cache.verifying.shards import find_faults, shorten
 from pipeline.errors import StillroomError
 from pipeline.identity import digest_example
 
@@ -16,7 +16,8 @@ def check_row(cache: TeacherCache, row: int) -> Iterator[Finding]:
     """What is wrong with the example of a row: its record batch, its vectors, its places in the
     index."""
     index = row // cache.manifest.shard_examples
-    file = shard_folder(cache.path, index).relative_to(cache.path).as_posix()
+    folder = shard_folder(cache.path, index)
+    file = folder.relative_to(cache.path).as_posix()
     try:
         example = cache[row]
         for what in find_faults(example, cache.manifest):
@@ -25,7 +26,8 @@ def check_row(cache: TeacherCache, row: int) -> Iterator[Finding]:
             if not bool(torch.isfinite(values).all()):
                 yield Finding("damage", file, f"row {row}: {name} holds NaN or infinity", index)
     except StillroomError as error:
-        yield Finding("damage", file, str(error), index)
+        found = shorten(error, folder).removesuffix(f"; {DAMAGED}")
+        yield Finding("damage", file, found, index)
         return
     try:
         content = digest_example(example)

@@ -146,7 +146,8 @@ class _Check:
         with ThreadPoolExecutor(self._depth.jobs) as pool:
             checks = pool.map(lambda row: list(check_row(cache, row)), rows)
             for done, findings in enumerate(checks, 1):
-                self._findings += findings
+                # What is wrong with a batch is so for each of its examples.
+                self._findings += [one for one in findings if one not in self._findings]
                 self._advance(done, len(rows))
         self._checked = len(rows)
 
