@@ -7,8 +7,6 @@ environment that any S3-compatible store is found by.
 """
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +17,8 @@ from threading import Thread
 import pytest
 from small_relay import SmallStore
 
-_SERVER = """
-import sys
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
+from stages.loopback import serve_store
+
 SIGNED = "AWS4-HMAC-SHA256 Credential=small/20260101/us-east-1/s3/aws4_request"
 BUCKET = "caches"
 
@@ -88,15 +80,7 @@ def ask_server(port: int, method: str, path: str, body: bytes = b"") -> bytes:
 @contextmanager
 def run_store() -> Iterator[SmallStore]:
     """A store that answers until the block ends; its server goes with this process."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    with process:
-        assert process.stdin and process.stdout
-        port = int(process.stdout.readline())
+    with serve_store() as port:
         ask_server(port, "PUT", f"/{BUCKET}")
         store = SmallStore(port)
         thread = Thread(target=store.serve_forever, daemon=True)
@@ -107,7 +91,6 @@ def run_store() -> Iterator[SmallStore]:
             store.shutdown()
             thread.join()
             store.server_close()
-            process.stdin.close()
 
 
 ENVIRONMENT = {

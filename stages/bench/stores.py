@@ -7,8 +7,6 @@ the machine, so that it is slower than what a data centre has. It needs the extr
 """
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,18 +25,11 @@ from pipeline.tasks.causal_lm import CausalLM
 from stages.bench.made_up import SEQUENCE, make_draft, write_made_up
 from stages.bench.measuring import Row, interleave, join_batches, rate_row, run_through
 from stages.bench.setting import Setting
+from stages.loopback import serve_store
 
 _EXAMPLES, _SHARD = 192, 16
 _BATCH = 8
 _BUCKET = "bench"
-_SERVER = """
-import sys
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 
 
 def measure_stores(setting: Setting) -> list[Row]:
@@ -96,22 +87,20 @@ def _read(path: Path) -> float:
 @contextmanager
 def _run_store() -> Iterator[str]:
     """The address of an empty place in a store that answers until the block ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdin and process.stdout
-        endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        access = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    access = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    with (
+        serve_store() as port,
+        _environment(
+            **access,
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+            AWS_DEFAULT_REGION="us-east-1",
+        ),
+    ):
         try:
-            with _environment(**access, AWS_ENDPOINT_URL=endpoint, AWS_DEFAULT_REGION="us-east-1"):
-                fsspec.filesystem("s3").mkdir(_BUCKET)
-                yield f"s3://{_BUCKET}/cache"
+            fsspec.filesystem("s3").mkdir(_BUCKET)
+            yield f"s3://{_BUCKET}/cache"
         finally:
             fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know this address
-            process.stdin.close()
 
 
 @contextmanager
