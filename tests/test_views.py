@@ -257,7 +257,7 @@ def test_a_damaged_view_is_refused(cache, tmp_path, file):
     for at in range(0, len(content), 7):
         flipped = bytes(content[:at]) + bytes([content[at] ^ 1]) + bytes(content[at + 1 :])
         damaged.write_bytes(flipped)
-        with pytest.raises(CacheError):
+        with pytest.raises(CacheError, match="make the view again"):
             TeacherCache.open(view.path)
     damaged.unlink()
     with pytest.raises(CacheError):

@@ -42,20 +42,25 @@ def write_sealed(file: Path, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(whole).hexdigest()
 
 
-def read_json(file: Path, require_seal: bool | str = False) -> dict[str, Any]:
+def read_json(
+    file: Path, require_seal: bool | str = False, remedy: str = _REMEDY
+) -> dict[str, Any]:
     """Read a JSON object, and compare its checksum, which is left out, with its bytes.
 
     Args:
         require_seal: refuse a file without a checksum, as those of before it are; a name refuses
             those that have a key of that name.
+        remedy: what to do about a damaged file.
 
     Raises:
         CacheError: missing, damaged, or no object.
     """
-    return read_hashed(file, require_seal)[0]
+    return read_hashed(file, require_seal, remedy)[0]
 
 
-def read_hashed(file: Path, require_seal: bool | str = False) -> tuple[dict[str, Any], str]:
+def read_hashed(
+    file: Path, require_seal: bool | str = False, remedy: str = _REMEDY
+) -> tuple[dict[str, Any], str]:
     """The same, and the sha256 of its bytes, in hex.
 
     What comes torn from a store is asked for once more.
@@ -64,30 +69,33 @@ def read_hashed(file: Path, require_seal: bool | str = False) -> tuple[dict[str,
         try:
             content = read_small(file)
         except (OSError, ValueError) as error:
-            raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
+            raise CacheError(f"{file}: cannot be read ({say(error)}); {remedy}") from error
         try:
-            return parse_json(file, content, require_seal), hashlib.sha256(content).hexdigest()
+            raw = parse_json(file, content, require_seal, remedy)
+            return raw, hashlib.sha256(content).hexdigest()
         except CacheError:
             if again or is_local(file):
                 raise
     raise AssertionError("the second time it returns or raises")
 
 
-def parse_json(file: Path, content: bytes, require_seal: bool | str = False) -> dict[str, Any]:
+def parse_json(
+    file: Path, content: bytes, require_seal: bool | str = False, remedy: str = _REMEDY
+) -> dict[str, Any]:
     """The same, where the bytes have been read."""
     try:
         raw = json.loads(content.decode("utf-8"))
         _require_sane(raw, content)
     except (ValueError, RecursionError) as error:
-        raise CacheError(f"{file}: cannot be read ({say(error)}); {_REMEDY}") from error
+        raise CacheError(f"{file}: cannot be read ({say(error)}); {remedy}") from error
     if not isinstance(raw, dict):
-        raise CacheError(f"{file}: holds no object; {_REMEDY}")
+        raise CacheError(f"{file}: holds no object; {remedy}")
     required = require_seal in raw if isinstance(require_seal, str) else require_seal
     if SEAL in raw or required:
         checksum = str(raw.pop(SEAL, None)).encode("ascii", "replace")
         blank = content.replace(checksum, _BLANK) if len(checksum) == len(_BLANK) else b""
         if hashlib.sha256(blank).hexdigest().encode() != checksum:
-            raise CacheError(f"{file}: cannot be read (it fails its checksum); {_REMEDY}")
+            raise CacheError(f"{file}: cannot be read (it fails its checksum); {remedy}")
     return raw
 
 

@@ -111,7 +111,8 @@ def read_view_file(path: Path) -> ViewFile:
         CacheError: it is damaged, or of a newer format.
     """
     require_inside(path, [path / VIEW])
-    return parse_document(ViewFile, read_json(path / VIEW, require_seal=True), path / VIEW)
+    raw = read_json(path / VIEW, require_seal=True, remedy="make the view again")
+    return parse_document(ViewFile, raw, path / VIEW)
 
 
 def write_runs(path: Path, rows: RowRuns) -> str:
