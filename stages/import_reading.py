@@ -113,8 +113,8 @@ class DumpReading:
         self, row: Mapping[str, Any], name: str, split: Split | None, findings: Findings
     ) -> Iterator[tuple[Sound, Mapping[str, Column]]]:
         if self.dump.id_field is not None:
-            name = str(plain(row[self.dump.id_field]))
-        columns = {ours: plain(row[theirs]) for ours, theirs in self.columns.items()}
+            name = str(_pick(row, self.dump.id_field, "format.id_field"))
+        columns = {ours: _pick(row, theirs, "carry") for ours, theirs in self.columns.items()}
         for count, record in enumerate(self.dump.records(row, self.tokenizer)):
             sound = require_sound(record, self.space, findings)
             known = record.example_id or (f"{name}#{count}" if count else name)
@@ -157,6 +157,12 @@ def list_files(files: Patterns | dict[Split, Patterns]) -> list[tuple[Path, Spli
             raise DataError(f"files: {pattern} finds nothing; give the dump's files")
         found += [(path, None) for path in paths]
     return found
+
+
+def _pick(row: Mapping[str, Any], name: str, setting: str) -> Any:
+    if name not in row:
+        raise DataError(f"has no {name!r} among {', '.join(row)}; see to {setting}")
+    return plain(row[name])
 
 
 def _explain(error: Exception) -> str:

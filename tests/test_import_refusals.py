@@ -163,7 +163,7 @@ SETTINGS: list[tuple[dict[str, Any], type[StillroomError], str]] = [
     ({"format": {"name": "axolotl", "abuot": "own"}}, ConfigError, "did you mean 'about'"),
     ({"tokenizer": "./nowhere"}, ModelError, "no such folder"),
     ({"top_k": K + 1}, ConfigError, "top_k: 9, but the dump has rows of 8 to 8 entries"),
-    ({"carry": ["language"]}, DataError, "row 0: has no 'language'"),
+    ({"carry": ["language"]}, DataError, "row 0: has no 'language' among .*; see to carry"),
 ]
 
 
