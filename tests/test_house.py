@@ -136,16 +136,21 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 
 def _readme_configs() -> list[dict[str, Any]]:
-    """The YAML blocks of the README in order: a cache, a student, and parts of a student."""
+    """The YAML blocks of the README in order: a cache, a student, then parts of a student and
+    imports."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 
 def test_the_configs_of_the_readme_load() -> None:
-    cache, student, *parts = _readme_configs()
+    cache, student, *others = _readme_configs()
     parse_config(CacheConfig, cache, "the README's cache")
     parse_config(StudentConfig, student, "the README's student")
-    assert parts
+    parts = [block for block in others if "format" not in block]
+    imports = [block for block in others if "format" in block]
+    assert parts and imports
+    for block in imports:
+        parse_config(ImportConfig, block, "the README's import")
     for part in parts:
         whole = {k: v for k, v in student.items() if not ("stages" in part and k == "losses")}
         parse_config(StudentConfig, whole | part, "the README's parts")
