@@ -18,7 +18,8 @@ _LEFT_OVER = (DRAFT, "examples.arrow", "generated.jsonl")  # of a capture, once 
 
 
 def check_beside(path: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Index, tokenizer, projections, head, capture.json and config.yaml, and what was left over."""
+    """Index, tokenizer, projections, head, capture.json and config.yaml, and what was left over.
+    Other files beside them (a README of a hub's repository) are their owner's."""
     yield from _compare(path, manifest.files)
     digests = {
         SHARDS: manifest.shards,

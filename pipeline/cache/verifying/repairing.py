@@ -39,7 +39,7 @@ def repair_cache(path: Path, report: Report) -> list[str]:
         _remove(path / name)
         if name == SETTINGS:
             _forget(path, name)
-        told.append(f"{name}: removed, the numbers do not need it")
+        told.append(f"{name}: given up, the numbers do not need it")
     for duplicate in (finding for finding in report.harm if finding.kind == "duplicate"):
         lost.discard(duplicate.file)
         told.append(f"{duplicate}; this cannot be mended, cache the teacher again without it")
