@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import CacheError, StillroomError, did_you_mean
 from pipeline.metrics import DIRECTIONS, Metric
-from pipeline.storage import is_local, rewriting, write_bytes
+from pipeline.storage import is_local, write_bytes
 
 RESULT_VERSION = 1
 
@@ -78,9 +78,8 @@ def write_result(run: Path, result: Result) -> None:
     Raises:
         FileNotFoundError: the folder has no config.yaml, so it is not the one that was begun.
     """
-    with rewriting(run / "result.json") as draft:
-        draft.write_bytes(_dump({"version": RESULT_VERSION, **asdict(result)}))
-        (run / "config.yaml").stat()  # whatever is saved makes anew a folder that has vanished
+    content = _dump({"version": RESULT_VERSION, **asdict(result)})
+    write_bytes(run / "result.json", content, beside=run / "config.yaml")
 
 
 def _dump(value: Any) -> bytes:

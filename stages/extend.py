@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipeline.cache import (
     CacheView,
+    Draft,
     RowRuns,
     TeacherCache,
     copy_bases,
@@ -80,10 +81,9 @@ def extend(
             " several rows; leave it out, or cache the changed data into another output"
         )
     added = output / _ADDED
-    _give_bases(cache, added)
-    fits = partial(require_fits, cache.path, cache.manifest)
+    prepare = partial(_prepare, cache, _find_bases(cache), added)
     rows = load_rows(config.data) if packed else None
-    growth = Growth(partial(_leave_out, cache, replace, rows), fits, rows)
+    growth = Growth(partial(_leave_out, cache, replace, rows), prepare, rows)
     try:
         cache_teacher(config.model_copy(update={"output": added}), progress, growth)
     except _NothingNewError:
@@ -94,6 +94,7 @@ def extend(
             soft_wrap=True,
         )
         return write_view(output, list_parts(cache))
+    (added / "manifest.json").stat()  # it stood a moment ago: the disk is to blame if it is gone
     view, replaced = _join(cache, TeacherCache.open(added), output, replace)
     told = f", {replaced:,} of them in place of others" if replaced else ""
     console.print(
@@ -117,17 +118,31 @@ def _require_task(cache: TeacherCache, config: CacheConfig) -> None:
     require_same(cache.path, {"task": known}, {"task": plain}, remedy)
 
 
-def _give_bases(cache: TeacherCache, added: Path) -> None:
-    """Vectors are to be projected as those of the cache are, not fitted to again."""
-    if cache.manifest.projections is None or has_bases(added):
-        return
+def _find_bases(cache: TeacherCache) -> Path | None:
+    """Whose bases project the vectors of a cache; None where they are kept as they are.
+
+    Raises:
+        ConfigError: several caches' do.
+    """
+    if cache.manifest.projections is None:
+        return None
     found = [s.cache for s in list_sources(cache) if s.cache.manifest.projections is not None]
     if len({source.manifest.projections for source in found}) > 1:
         raise ConfigError(
             f"{cache.path}: its hidden states are projected by several bases, by which no one"
             " capture can project more; extend the cache below the view first, then add the signals"
         )
-    copy_bases(found[0].path, added)
+    return found[0].path
+
+
+def _prepare(cache: TeacherCache, bases: Path | None, added: Path, draft: Draft) -> None:
+    """Check that a capture fits, and let it project as the cache does, not by bases of its own.
+
+    While it holds the folder's lock: had the folder vanished before, with the bases, nobody knew.
+    """
+    require_fits(cache.path, cache.manifest, draft)
+    if bases is not None and not has_bases(added):
+        copy_bases(bases, added)
 
 
 def _leave_out(

@@ -97,6 +97,15 @@ def test_a_killed_capture_loses_only_the_shard_under_way(whole, tmp_path):
     assert read_files(tmp_path) == read_files(whole)
 
 
+def test_a_cache_whose_folder_vanished_is_never_whole(tmp_path):
+    writer = CacheWriter(tmp_path, DRAFT)
+    write_shards(writer, make_examples(DRAFT), [0, 1, 2])
+    (tmp_path / "draft.json").unlink()  # as with all that stood there
+    with pytest.raises(FileNotFoundError, match=r"draft\.json"):
+        writer.finish()
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_a_full_disk_stops_and_says_what_is_safe(tmp_path):
     writer = CacheWriter(tmp_path, DRAFT)
     examples = make_examples(DRAFT)

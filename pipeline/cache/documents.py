@@ -28,8 +28,11 @@ VERSION: Literal[1] = 1
 KNOWN: frozenset[str] = frozenset()  # what `requires` may name; a later addition joins here
 
 
-def write_sealed(file: Path, content: Mapping[str, Any]) -> str:
+def write_sealed(file: Path, content: Mapping[str, Any], beside: Path | None = None) -> str:
     """Write a JSON object with the checksum of its own bytes, there whole or not at all.
+
+    Args:
+        beside: see `write_bytes`.
 
     Returns:
         sha256 of the file, in hex.
@@ -38,7 +41,7 @@ def write_sealed(file: Path, content: Mapping[str, Any]) -> str:
     text = (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
     before, _, after = text.rpartition(_BLANK)
     whole = before + hashlib.sha256(text).hexdigest().encode() + after
-    write_bytes(file, whole)
+    write_bytes(file, whole, beside)
     return hashlib.sha256(whole).hexdigest()
 
 

@@ -237,10 +237,10 @@ def unseal_manifest(path: Path) -> dict[str, Any]:
     return read_json(path / MANIFEST, require_seal="files")
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write <cache>/manifest.json, which makes the cache whole."""
+def write_manifest(path: Path, manifest: Manifest, beside: Path | None = None) -> None:
+    """Write <cache>/manifest.json, which makes the cache whole; beside what, see `write_bytes`."""
     content = {"version": manifest.version} | manifest.model_dump(mode="json")
-    write_sealed(path / MANIFEST, content)
+    write_sealed(path / MANIFEST, content, beside)
 
 
 def read_draft(path: Path) -> Draft:

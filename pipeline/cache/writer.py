@@ -183,7 +183,7 @@ class CacheWriter:
         for folder in (self.path / part for part in OUTSIDE):
             if folder.is_dir():
                 sync_tree(folder)
-        write_manifest(self.path, manifest)
+        write_manifest(self.path, manifest, beside=self.path / DRAFT)
         (self.path / DRAFT).unlink(missing_ok=True)
         sync_folder(self.path)
         return manifest

@@ -23,14 +23,24 @@ _PIECE = 16 * 2**20  # bytes that are asked for at once where nobody keeps them
 _LATER = 1.0  # seconds in which a rival's put arrives, where a store has none that is conditional
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+def write_bytes(path: Path, content: bytes, beside: Path | None = None) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Args:
+        beside: what has to stand on this machine when the file comes there: it makes its folder
+            anew where that has vanished, with all that the file would speak of.
+
+    Raises:
+        FileNotFoundError: that is gone.
+    """
     if not is_local(path):
         remote: Any = path
         remote.fs.pipe_file(remote.path, content)
         return
     with writing(path) as draft:
         draft.write_bytes(content)
+        if beside is not None:
+            beside.stat()
 
 
 @contextmanager
