@@ -25,7 +25,7 @@ _MOST_STOPS = 12
 _AGAIN = 0.9  # how often what was stopped is stopped again when it goes on
 _STARVED = 0.05  # how many stops are too many open files, in earnest
 _SPARE_FILES = 7
-_SLOWEST, _SLOW_SECONDS = 0.02, 3.0  # of a pause at each operation; of all of them
+_SLOWEST, _SLOW_SECONDS = 0.02, 2.0  # of a pause at each operation; of all of them
 _KILLS = 0.6  # the other stops are errors of the disk
 
 
@@ -149,7 +149,8 @@ class Rack:
 
     def _break_at(self, name: str, point: int) -> Ended:
         self._how.append(f"{name} from operation {point} on")
-        ended = self._start(fail_from(point, name, self.scene.output))
+        judge = fail_from(point, name, self.scene.output)
+        ended = self._start(judge, vanishes=name == "ENOENT")
         self.report.faults[name] = self.report.faults.get(name, 0) + 1
         self._check_error(ended)
         return ended
@@ -214,8 +215,9 @@ class Rack:
         judge: Judge | None,
         kill_after: float | None = None,
         act: Callable[[], None] | None = None,
+        vanishes: bool = False,
     ) -> Ended:
-        before = self.scene.treasures(self.scene.output)
+        before = {} if vanishes else self.scene.treasures(self.scene.output)
         judge = judge if self._watched else None
         ended = supervise(act or self._act, self._log, judge, self.scene.output, kill_after)
         if self.scene.stands and self.scene.stands in " ".join(ended.text.split()):
