@@ -94,7 +94,7 @@ def test_another_dump_is_not_mixed_in(tmp_path: Path) -> None:
         for name in ("first", "second")
     ]
     import_files(tmp_path, "stillroom", files[0])
-    with pytest.raises(MismatchError, match=r"identity\.data\.digest"):
+    with pytest.raises(MismatchError, match=r"imported\.origin\.cache"):
         import_files(tmp_path, "stillroom", files[1])
 
 
