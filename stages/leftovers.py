@@ -34,7 +34,10 @@ def remove_leftovers(cache: Path) -> None:
         with (
             suppress(CacheError, OSError),
             occupy(cache, "cache-teacher", shared=True) as here,
+            # All that is held while a file is written; another process may still be at its last.
             here.hold("texts"),
+            here.hold("beginning"),
+            here.hold("capture"),
         ):
             for file in find_leftovers(cache):
                 file.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,13 @@ from small_teachers import make_config, make_llama, make_rows, read_files, save_
 from small_translators import make_t5, make_translation_config
 
 from pipeline.cache import read_manifest
-from pipeline.cache.locking.locks import LOCKS
+from pipeline.cache.locking.locks import LOCKS, occupy
 from pipeline.cache.locking.sharing import parse_range
 from pipeline.errors import CacheError, ConfigError
 from stages.cache_teacher import CacheConfig, cache_teacher
+from stages.leftovers import remove_leftovers
+
+HELD = ["texts", "beginning", "capture"]  # in the order in which they are waited for
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,27 @@ def test_a_killed_worker_costs_its_own_shard_and_nobody_waits(
     cache_teacher(whole, progress=False)
     assert read_files(config.output) == read_files(whole.output)
     assert not (config.output / LOCKS).exists()
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_what_is_being_written_by_another_is_not_taken_for_a_leftover(
+    tmp_path: Path, teacher: Path, data: Path, held: str
+) -> None:
+    cache = cache_teacher(make_config(tmp_path, teacher, data), progress=False)
+    draft = cache / "capture.json.draft"
+    with occupy(cache, "cache-teacher", shared=True) as here, here.hold(held):
+        draft.write_bytes((cache / "capture.json").read_bytes())
+        cleaner = threading.Thread(target=remove_leftovers, args=(cache,))
+        cleaner.start()
+        before = HELD[: HELD.index(held)]
+        while cleaner.is_alive() and not all((cache / LOCKS / name).exists() for name in before):
+            time.sleep(0.01)
+        cleaner.join(timeout=0.1)  # it would need no longer to end
+        assert cleaner.is_alive()
+        draft.replace(cache / "capture.json")
+    cleaner.join()
+    assert not (cache / LOCKS).exists() and not draft.exists()
+    read_manifest(cache)
 
 
 def test_ranges_split_the_work_and_the_last_one_finishes(
