@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.cache.index.splits import hex_digest
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.shards import SHARD, Shard, shard_folder
 from pipeline.cache.signals.chunks import CHUNK_ROWS
@@ -51,7 +52,8 @@ class Ahead:
             for row in rows:  # what is needed first is fetched first
                 shards.setdefault(row // size, []).append(row % size)
             for index in (index for index in shards if index not in self._shards):
-                read_known_ahead(shard_folder(self._path, index) / SHARD, self._digest(index))
+                file = shard_folder(self._path, index) / SHARD
+                read_known_ahead(file, hex_digest(self._digests, index))
             for index, within in shards.items():
                 self._fetch_shard(index, sorted(within), signals)
 
@@ -70,13 +72,10 @@ class Ahead:
     def _open(self, index: int) -> Shard:
         if index not in self._shards:
             folder = shard_folder(self._path, index)
-            self._shards[index] = Shard(folder, self._manifest, self._digest(index))
+            self._shards[index] = Shard(folder, self._manifest, hex_digest(self._digests, index))
             if len(self._shards) > _OPEN_SHARDS:
                 self._shards.popitem(last=False)
         return self._shards[index]
-
-    def _digest(self, index: int) -> str:
-        return str(self._digests[index].tobytes().hex())
 
     def _is_new(self, *part: object) -> bool:
         known = part in self._wanted

@@ -73,6 +73,10 @@ class CodedTargets:
         """Join positions of several examples of one cache; nothing is copied."""
         return replace(targets[0], parts=[part for one in targets for part in one.parts])
 
+    @property
+    def _padded(self) -> bool:
+        return any(part.padded for part in self.parts)
+
     def join(self) -> "JoinedTargets":
         """Copy them, so that they keep no record batch alive and can be moved to a device.
 
@@ -83,7 +87,7 @@ class CodedTargets:
             name: np.concatenate([c[p.start : p.stop] for p, c in pairs])
             for name, pairs in self._pair_columns()
         }
-        if self.codec.has_invalid(columns, padded=any(part.padded for part in self.parts)):
+        if self.codec.has_invalid(columns, self._padded):
             self._refuse_invalid()
         tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
         return JoinedTargets(tensors, self._runs(), self.codec, self.layout)
@@ -99,13 +103,13 @@ class CodedTargets:
         out = Decoded.empty(len(self), self.layout)
         labels = np.empty(len(self), dtype=np.int64)
         start = 0
-        padded = any(part.padded for part in self.parts)
         for chunk in self._cut():
             columns, rows = chunk._join_for_now(), slice(start, start + len(chunk))
             into = out if len(chunk) == len(self) else out.select(rows)
             find = partial(_find_ids, chunk._runs())
             self.codec.decode(columns, self.layout, find, into)
-            if self.codec.exact and not into.is_finite(padded):  # while it is near the processor
+            # Looked at while it is near the processor.
+            if self.codec.exact and not into.is_finite(self._padded):
                 chunk._refuse_invalid()
             labels[rows] = columns[LABEL][:, 0]
             start = rows.stop

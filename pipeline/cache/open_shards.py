@@ -16,7 +16,7 @@ import torch
 
 from pipeline.cache.accepting import find_shift
 from pipeline.cache.ahead import Ahead
-from pipeline.cache.index.splits import read_shards
+from pipeline.cache.index.splits import hex_digest, read_shards
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.opened import Forks, Opened
 from pipeline.cache.record_batch import Batch
@@ -93,7 +93,7 @@ class OpenShards:
 
     def _open(self, index: int) -> Shard:
         def open_shard() -> Shard:
-            digest = self._digests[index].tobytes().hex()
+            digest = hex_digest(self._digests, index)
             return Shard(shard_folder(self._path, index), self._manifest, digest)
 
         with self._opened.lock:

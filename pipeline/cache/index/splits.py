@@ -122,6 +122,11 @@ class RowRuns(Sequence[int]):
         return rows
 
 
+def hex_digest(digests: np.ndarray, index: int) -> str:
+    """The sha256 of one shard.json, in hex, of those that `read_shards` gave."""
+    return bytes(digests[index].tobytes()).hex()
+
+
 def find_split(path: Path, split: str) -> RowRuns:
     """Rows of a split; none where it is unknown."""
     runs = read_table(path / SPLIT, _SPLIT_KINDS)

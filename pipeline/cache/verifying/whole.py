@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.cache.documents import SEAL
 from pipeline.cache.index.making import write_index
-from pipeline.cache.index.splits import read_shards, read_table
+from pipeline.cache.index.splits import hex_digest, read_shards, read_table
 from pipeline.cache.manifest import (
     DRAFT,
     MANIFEST,
@@ -199,14 +199,16 @@ class _Check:
         if not self._finished and not (folder / SHARD).is_file():
             self._pending.append(index)
             return None
-        digest = None if self._digests is None else self._digests[index].tobytes().hex()
+        digest = None if self._digests is None else hex_digest(self._digests, index)
         check = ShardCheck(self._path, index, self._draft, digest, self._sealed)
         if self._depth.decode:
             check.decode()
         return check
 
     def _list_digests(self) -> list[str] | None:
-        return None if self._digests is None else [one.tobytes().hex() for one in self._digests]
+        if self._digests is None:
+            return None
+        return [hex_digest(self._digests, index) for index in range(len(self._digests))]
 
     def _check_projections(self, digests: set[str | None]) -> None:
         """Compare the bases of an unfinished cache with what its shards say."""
