@@ -1,6 +1,7 @@
 """Several caches of one kind as a view: caches -> rows that are no second time -> view.json."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,18 @@ from pipeline.cache import (
     RowRuns,
     TeacherCache,
     hash_rows,
-    list_parts,
     require_alike,
     select_rows,
     write_view,
 )
+from pipeline.cache.gaps import unasked
 from pipeline.errors import ConfigError, MismatchError
+from pipeline.identity import digest_example
 
 
 def merge(paths: Sequence[Path], output: Path, console: Console | None = None) -> CacheView:
     """Write a view of all examples of several caches and open it; an example that several hold is
-    taken of the first.
+    taken of the first that has an answer to it, and stays a gap where none has.
 
     Raises:
         MismatchError: caches of another teacher, tokenizer, task or other settings, or one id with
@@ -31,18 +33,17 @@ def merge(paths: Sequence[Path], output: Path, console: Console | None = None) -
     """
     if len(paths) < 2:
         raise ConfigError("merge: one cache is no two; give several caches, then the output")
-    first, *others = (TeacherCache.open(path) for path in paths)
-    parts, joined, twice = list(list_parts(first)), [first], 0
-    for other in others:
-        require_alike(first.path, first.manifest, other.path, other.manifest)
-        fresh = np.ones(len(other), dtype=bool)
-        for known in joined:
-            fresh[_find_shared(known, other)] = False
-        twice += int((~fresh).sum())
-        parts += _take(other, fresh)
-        joined.append(other)
-    view = write_view(output, parts)
+    joined = [_Joined.of(TeacherCache.open(path)) for path in paths]
+    first = joined[0].cache
+    for at, other in enumerate(joined):
+        require_alike(first.path, first.manifest, other.cache.path, other.cache.manifest)
+        for known in joined[:at]:
+            _take_once(known, other)
+    twice = sum(int((~one.taken).sum()) for one in joined)
+    view = write_view(output, [part for one in joined for part in one.list_parts()])
     told = f", {twice:,} that stand in several taken once" if twice else ""
+    if closed := {name for one in joined for name in one.cache.skipped} - view.skipped.keys():
+        told += f", {len(closed):,} that one could not answer taken of another"
     console = console or Console()
     console.print(
         f"{output}: a view of {len(view):,} examples of {len(paths)} caches{told}", soft_wrap=True
@@ -50,27 +51,63 @@ def merge(paths: Sequence[Path], output: Path, console: Console | None = None) -
     return view
 
 
-def _take(cache: TeacherCache, wanted: np.ndarray) -> list[Part]:
-    return select_rows(cache, RowRuns.of(np.flatnonzero(wanted)))
+@dataclass(frozen=True)
+class _Joined:
+    """A cache, and which of its rows the view takes.
+
+    Attributes:
+        taken: [n] bool.
+    """
+
+    cache: TeacherCache
+    taken: np.ndarray
+
+    @classmethod
+    def of(cls, cache: TeacherCache) -> "_Joined":
+        """All of its rows."""
+        return cls(cache, np.ones(len(cache), dtype=bool))
+
+    def list_parts(self) -> list[Part]:
+        """Those that are taken."""
+        return select_rows(self.cache, RowRuns.of(np.flatnonzero(self.taken)))
 
 
-def _find_shared(known: TeacherCache, other: TeacherCache) -> np.ndarray:
-    """The rows of `other` whose examples stand in `known` too.
+def _take_once(known: _Joined, other: _Joined) -> None:
+    """Of the examples that two caches hold take the later one's only where it alone has an answer.
 
     Ids are compared by their hashes first, so that no example of two caches is read that have none
     in common.
     """
-    candidates = np.flatnonzero(np.isin(hash_rows(other), hash_rows(known)))
-    shared = []
-    for row in candidates.tolist():
-        example_id = other[row].example_id
-        there = known.find_row(example_id)
+    hashes = np.isin(hash_rows(other.cache), hash_rows(known.cache))
+    for row in np.flatnonzero(hashes).tolist():
+        example = other.cache[row]
+        there = known.cache.find_row(example.example_id)
         if there is None:
             continue
-        if known.content(there) != other.content(row):
-            raise MismatchError(
-                f"{other.path}: example {example_id!r} is another than in {known.path}; leave it"
-                " out of one of them with `stillroom select`, or give it an id of its own"
-            )
-        shared.append(row)
-    return np.array(shared, dtype=np.int64)
+        _require_same_content(known.cache, there, other.cache, row)
+        gap = example.example_id in known.cache.skipped
+        loser, at = (other, row)
+        if gap and example.example_id not in other.cache.skipped:
+            loser, at = (known, there)
+        loser.taken[at] = False
+
+
+def _require_same_content(known: TeacherCache, there: int, other: TeacherCache, row: int) -> None:
+    """Compare an example of two caches; where one has a gap, as if nothing had been asked.
+
+    Raises:
+        MismatchError: one is another than the other.
+    """
+    name = other[row].example_id
+    if (name in known.skipped) == (name in other.skipped):
+        same = known.content(there) == other.content(row)
+    else:
+        one, two = (
+            digest_example(unasked(cache[at])) for cache, at in ((known, there), (other, row))
+        )
+        same = one == two
+    if not same:
+        raise MismatchError(
+            f"{other.path}: example {name!r} is another than in {known.path}; leave it"
+            " out of one of them with `stillroom select`, or give it an id of its own"
+        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipeline.cache import Identity, Signal, TargetsSpec, TeacherCache
+from pipeline.cache import CacheWriter, Identity, Signal, TargetsSpec, TeacherCache
 from pipeline.cache.signals.projection import Random
 from pipeline.errors import ConfigError, MismatchError
 from stages.merge import merge
@@ -116,6 +117,58 @@ def test_vectors_of_other_projections_are_refused(tmp_path):
     ]  # fmt: skip
     with pytest.raises(MismatchError, match="projections"):
         merge(paths, tmp_path / "view", QUIET)
+
+
+def make_gapped(path: Path, rows: Iterable[int], gap: int, reason: str) -> Path:
+    """A cache whose teacher could not answer one example."""
+    rows = list(rows)
+    draft = make_draft(len(rows), shard_examples=len(rows))
+    writer = CacheWriter(path, draft)
+    with writer.shard(0) as shard:
+        for row in rows:
+            example = make_example(row, draft)
+            shard.skip(example, reason) if row == gap else shard.add(example)
+    writer.finish()
+    return path
+
+
+@pytest.mark.parametrize("order", list(permutations(["answered", "gap", "other gap"])))
+def test_an_answer_is_taken_wherever_it_stands_and_the_gap_goes(tmp_path, order):
+    make_cache(tmp_path / "answered", range(3, 6))
+    make_gapped(tmp_path / "gap", range(5), 3, "out of memory")
+    make_gapped(tmp_path / "other gap", range(2, 7), 3, "NaN")
+    view = merge([tmp_path / name for name in order], tmp_path / "view", QUIET)
+    assert sorted(view.ids()) == [f"text-{row}" for row in range(7)] and not view.skipped
+    for row in range(7):
+        assert_same(view.by_id(f"text-{row}"), make_example(row, make_draft(1)))
+    train = {f"text-{row}" for row in range(7) if row % 3 != 2}
+    assert set(view.ids("train")) == train and len(list(view.stream(seed=0, epoch=0))) == 7
+    again = merge([tmp_path / "view", tmp_path / "gap"], tmp_path / "again", QUIET)
+    assert list(again.ids()) == list(view.ids()) and not again.skipped
+
+
+def test_what_no_cache_could_answer_stays_a_gap_with_the_first_reason(tmp_path):
+    one = make_gapped(tmp_path / "one", range(4), 3, "out of memory")
+    two = make_gapped(tmp_path / "two", [3, 8], 3, "NaN")
+    view = merge([one, two], tmp_path / "view", QUIET)
+    assert list(view.ids()) == [f"text-{row}" for row in (0, 1, 2, 3, 8)]
+    assert view.skipped == {"text-3": "out of memory"}
+
+
+def test_a_cache_of_nothing_but_a_gap_leaves_the_view(tmp_path):
+    gap = make_gapped(tmp_path / "gap", [3], 3, "NaN")
+    view = merge([gap, make_cache(tmp_path / "one", range(4))], tmp_path / "view", QUIET)
+    assert [part.cache.path.name for part in view.parts] == ["one"] and not view.skipped
+
+
+def test_a_gap_of_another_text_is_refused(tmp_path):
+    draft = make_draft(2)
+    changed = replace(make_example(9, draft), example_id="text-3")
+    write_cache(tmp_path / "one", draft, [make_example(8, draft), changed])
+    gap = make_gapped(tmp_path / "gap", range(4), 3, "NaN")
+    for paths in ([tmp_path / "one", gap], [gap, tmp_path / "one"]):
+        with pytest.raises(MismatchError, match="example 'text-3' is another than in"):
+            merge(paths, tmp_path / "view", QUIET)
 
 
 def test_one_cache_is_no_two(tmp_path):
