@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipeline.cache import CacheWriter, Draft, TargetsSpec, write_head
 from pipeline.cache.locking.locks import Occupant, occupy
-from pipeline.cache.locking.sharing import Shards, parse_range
+from pipeline.cache.locking.sharing import Shards, parse_range, read_range
 from pipeline.capture import Capture
 from pipeline.capture_log import CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
@@ -123,6 +123,8 @@ def cache_teacher(
         StillroomError: the data, teacher, settings or disk do not allow it, or another process is
             at work there (one line).
     """
+    if shard_range is not None:
+        read_range(shard_range)
     config = with_needs(config)
     output, console = config.output, Console(quiet=not progress)
     require_same_settings(config)
@@ -140,8 +142,12 @@ def cache_teacher(
             here = stack.enter_context(occupy(output, "cache-teacher", shared, tell))
         if _stands(output):
             manifest = require_same_content(config, task, rows, tokenizer)
-            found = f"stands already, {manifest.totals.examples:,} examples; kept"
-            tell(f"{output}: {found}")
+            found = f"stands already, {manifest.totals.examples:,} examples"
+            if shard_range is not None:
+                wanted = parse_range(shard_range, manifest.num_shards)
+                among = f"{wanted.start}:{wanted.stop} among them"
+                found += f" in {manifest.num_shards:,} shards, {among}"
+            tell(f"{output}: {found}; kept")
         else:
             _capture(config, task, rows, tokenizer, here, console, growth, shard_range)
     remove_leftovers(output)

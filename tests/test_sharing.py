@@ -149,6 +149,25 @@ def test_ranges_split_the_work_and_the_last_one_finishes(
     assert read_files(config.output) == read_files(whole.output)
 
 
+def test_a_range_of_a_finished_cache_stands_or_is_refused(
+    tmp_path: Path, teacher: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, teacher, data)
+    cache_teacher(config, progress=False)
+    shards = read_manifest(config.output).num_shards
+    before = read_files(config.output)
+    cache_teacher(config, shard_range=f"1:{shards + 4}")
+    told = f" in {shards} shards, 1:{shards} among them; kept"
+    assert told in capsys.readouterr().out
+    for text, found in (
+        (f"{shards}:{shards + 2}", "holds none of the cache's"),
+        ("2-3", "no range"),
+    ):
+        with pytest.raises(ConfigError, match=f"--shard-range {text}: .*{found}"):
+            cache_teacher(config, progress=False, shard_range=text)
+    assert read_files(config.output) == before
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [("2:4", [2, 3]), (":2", [0, 1]), ("3:", [3, 4]), ("4:9", [4]), (":", [0, 1, 2, 3, 4])],
@@ -161,3 +180,9 @@ def test_a_range_leaves_its_end_out(text: str, found: list[int]) -> None:
 def test_a_range_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--shard-range {text}"):
         parse_range(text, 5)
+
+
+def test_what_is_no_range_is_refused_before_anything_is_read(tmp_path: Path, teacher: Path) -> None:
+    config = make_config(tmp_path, teacher, tmp_path / "nowhere.jsonl")
+    with pytest.raises(ConfigError, match="--shard-range 2-3: is no range"):
+        cache_teacher(config, progress=False, shard_range="2-3")

@@ -103,17 +103,33 @@ class Shards:
         return index in self._writer.finished  # nobody else writes any
 
 
-def parse_range(text: str, count: int) -> range:
+def read_range(text: str) -> tuple[int, int | None]:
     """Read `A:B`, the shards from A up to B, B not among them; either may be left out.
 
     Raises:
-        ConfigError: no such range, or none of its shards is among `count`.
+        ConfigError: no such range, or none of a shard.
     """
     first, colon, last = text.partition(":")
-    numbers = [first or "0", last or str(count)]
+    numbers = [number or "0" for number in (first, last)]
     if not colon or not all(number.isascii() and number.isdigit() for number in numbers):
         raise ConfigError(f"--shard-range {text}: is no range; give it as 0:100, 100: or :100")
-    found = range(int(numbers[0]), min(int(numbers[1]), count))
+    start, stop = map(int, numbers)
+    if last and stop <= start:
+        raise ConfigError(
+            f"--shard-range {text}: holds no shard, as the second number is not among them; give"
+            " it as 0:100, 100: or :100"
+        )
+    return start, stop if last else None
+
+
+def parse_range(text: str, count: int) -> range:
+    """The shards of a cache of `count` that are in a range; see `read_range`.
+
+    Raises:
+        ConfigError: no such range, or none of its shards is among them.
+    """
+    start, stop = read_range(text)
+    found = range(start, count if stop is None else min(stop, count))
     if not found:
         raise ConfigError(
             f"--shard-range {text}: holds none of the cache's {count:,} shards, which are"
