@@ -6,7 +6,7 @@ config.yaml -> checkpoints -> result.json, which makes it whole
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ _CACHES = ("manifest.json", "draft.json", "view.json")
 
 
 def check_run_folder(
-    output: Path, config: StrictModel, lineage: Mapping[str, str] | None = None
+    output: Path,
+    config: StrictModel,
+    lineage: Mapping[str, str] | None = None,
+    tasks: Collection[str] = (),
 ) -> bool:
     """Whether the run in the folder is finished; a folder of another config is refused.
 
@@ -36,6 +39,8 @@ def check_run_folder(
 
     Args:
         lineage: what the run learns from, see `describe_lineage`; None where it is no student.
+        tasks: of a student of several, whose results stand in folders of their names, and whose
+            lineage has these before its own names.
 
     Raises:
         ConfigError: the folder holds a cache, or a run, finished or under way, of another config.
@@ -43,13 +48,15 @@ def check_run_folder(
     """
     path = output / "config.yaml"
     text = dump_config(config)
-    finished = (output / "result.json").is_file()
+    folders = [output / task for task in tasks] or [output]
+    results = [(folder / "result.json").is_file() for folder in folders]
+    finished = all(results)
     for name in _CACHES:
         if (output / name).is_file():
             raise ConfigError(f"{output}: holds a cache ({name}); choose another output")
-    if path.is_file() and (finished or _begun(output / "checkpoints")):
+    if path.is_file() and (any(results) or _begun(output / "checkpoints")):
         there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
-        free = _list_places(output, lineage or {})
+        free = _list_places(output, lineage or {}, tasks)
         key = next((k for k in sorted({*there, *here} - free) if there.get(k) != here.get(k)), None)
         if key is not None:
             raise ConfigError(
@@ -63,7 +70,7 @@ def check_run_folder(
         if finished:  # perhaps killed before all was tidy
             _remove_leftovers(output)
         return finished
-    if not (path.is_file() or finished):
+    if not (path.is_file() or any(results)):
         _remove_remains(output)
     output.mkdir(parents=True, exist_ok=True)
     _write_whole(path, text)
@@ -72,13 +79,16 @@ def check_run_folder(
     return finished
 
 
-def _list_places(output: Path, lineage: Mapping[str, str]) -> set[str]:
+def _list_places(output: Path, lineage: Mapping[str, str], tasks: Collection[str]) -> set[str]:
     """Settings that say where something is, of which the run knows by content what it is."""
-    if not lineage:
-        return {"output"}
-    known = {*read_lineage(output)} & {*lineage}
-    names = [name.removeprefix(_FURTHER) for name in known if name.startswith(_FURTHER)]
-    return {"output", *({"cache"} & known), *(f"{_FURTHER}caches.{name}.cache" for name in names)}
+    places = {"output"}
+    known = {*read_lineage(output)} & {*lineage} if lineage else set()
+    for told, section in [(f"{task}.", f"tasks.{task}.") for task in tasks] or [("", "")]:
+        own = {name.removeprefix(told) for name in known if name.startswith(told)}
+        places |= {f"{section}cache"} if "cache" in own else set()
+        further = [name.removeprefix(_FURTHER) for name in own if name.startswith(_FURTHER)]
+        places |= {f"{section}{_FURTHER}caches.{name}.cache" for name in further}
+    return places
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -57,7 +57,8 @@ def open_run(run: Path) -> FinishedRun:
     if not config.cache.exists():
         raise CacheError(
             f"{run}: its cache {config.cache} is not there; bring it back, or run the student's"
-            " config again with --set cache=PLACE, which keeps it as it is"
+            " config again with --set cache=PLACE (tasks.NAME.cache of several tasks), which keeps"
+            " it as it is"
         )
     reading = read_cache(config)
     require_same_lineage(run, describe_lineage(reading))

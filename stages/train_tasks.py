@@ -18,7 +18,7 @@ from pipeline.evaluation import measure
 from pipeline.exam import Exam
 from pipeline.identity import digest_tokenizer
 from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
-from pipeline.lineage import describe_lineage, require_same_lineage
+from pipeline.lineage import describe_lineage
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
@@ -127,12 +127,12 @@ def train_tasks(config: TasksConfig) -> list[Path]:
         name: describe_lineage(reading, configs[name].further_teachers)
         for name, reading in readings.items()
     }
-    for name, lineage in lineages.items():
-        require_same_lineage(configs[name].output, lineage)
     told = {f"{name}.{k}": v for name, known in lineages.items() for k, v in known.items()}
-    check_run_folder(config.output, config, told)
-    if all((folder / "result.json").is_file() for folder in folders):
-        _remove_checkpoints(config)
+    finished = check_run_folder(config.output, config, told, config.tasks)
+    for name, lineage in lineages.items():
+        if (configs[name].output / "result.json").is_file():
+            check_run_folder(configs[name].output, configs[name], lineage)
+    if finished:
         return folders
     _require_one_tokenizer(readings)
     lessons = _make_lessons(config, configs, readings)
@@ -141,12 +141,8 @@ def train_tasks(config: TasksConfig) -> list[Path]:
         delattr(lesson.model, PROJECTIONS)
         name = lesson.name
         _finish(configs[name], readings[name], lineages[name], lesson, took)
-    _remove_checkpoints(config)
-    return folders
-
-
-def _remove_checkpoints(config: TasksConfig) -> None:
     shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    return folders
 
 
 def _require_one_tokenizer(readings: dict[str, Reading]) -> None:

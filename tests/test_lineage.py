@@ -137,28 +137,58 @@ def test_texts_of_its_own_and_further_teachers_are_part_of_what_a_run_learned_fr
         train_student(config)
 
 
-def test_each_task_of_a_student_keeps_to_its_cache(caches: dict[str, Path], tmp_path: Path) -> None:
-    one, other = (put(caches["first"], tmp_path / name) for name in ("one", "other"))
+def make_tasks(root: Path, **caches: Path) -> TasksConfig:
+    """A student of two tasks, the second with another teacher beside it."""
     losses = [{"name": "forward_kl"}]
-    config = TasksConfig.model_validate(
+    tasks: dict[str, Any] = {
+        name: {"cache": str(caches[name]), "losses": losses} for name in ("one", "other")
+    }
+    if "further" in caches:
+        tasks["other"]["further_teachers"] = {"caches": {"more": {"cache": str(caches["further"])}}}
+    return TasksConfig.model_validate(
         {
-            "output": str(tmp_path / "run"),
+            "output": str(root / "run"),
             "student": {"from": "scratch", "architecture": "bert", **TINY},
-            "tasks": {
-                "one": {"cache": str(one), "losses": losses},
-                "other": {"cache": str(other), "losses": losses},
-            },
+            "tasks": tasks,
             "training": {"max_steps": 1, "use_cpu": True, "per_device_train_batch_size": 4},
         }
     )
+
+
+def test_each_task_of_a_student_keeps_to_its_cache(caches: dict[str, Path], tmp_path: Path) -> None:
+    one, other = (put(caches["first"], tmp_path / name) for name in ("one", "other"))
+    config = make_tasks(tmp_path, one=one, other=other)
     train_tasks(config)
     put(caches["targets"], other)
-    with pytest.raises(MismatchError, match=r"run/other: learned from cache\.targets"):
+    with pytest.raises(MismatchError, match=r"run: learned from other\.cache\.targets"):
         train_tasks(config)
     (config.output / "one" / "result.json").unlink()
     interrupt(config.output / "other")
     shutil.copytree(config.output / "other" / "checkpoints", config.output / "checkpoints")
     with pytest.raises(MismatchError, match=r"run: learned from other\.cache\.targets"):
+        train_tasks(config)
+
+
+def test_a_student_of_several_tasks_is_told_where_its_caches_have_moved(
+    caches: dict[str, Path], tmp_path: Path
+) -> None:
+    places = {name: put(caches["first"], tmp_path / name) for name in ("one", "other")}
+    places["further"] = put(caches["same"], tmp_path / "further")
+    runs = train_tasks(make_tasks(tmp_path, **places))
+    before = [(run / "model.safetensors").read_bytes() for run in runs]
+    metrics = [evaluate(run) for run in runs]
+    moved = {name: place.rename(tmp_path / f"moved-{name}") for name, place in places.items()}
+    with pytest.raises(
+        CacheError, match=r"run/one: its cache .* is not there; .*tasks\.NAME\.cache"
+    ):
+        evaluate(runs[0])
+    config = make_tasks(tmp_path, **moved)
+    assert train_tasks(config) == runs
+    assert [(run / "model.safetensors").read_bytes() for run in runs] == before
+    assert [evaluate(run) for run in runs] == metrics
+    export(runs[1], "transformers", tmp_path / "export")
+    put(caches["data"], moved["further"])
+    with pytest.raises(MismatchError, match=r"run: learned from other\.further_teachers\.more"):
         train_tasks(config)
 
 

@@ -1,5 +1,6 @@
 """One student of several tasks: one encoder, a head each, batches dealt by weight."""
 
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -134,7 +135,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_continues_to_the_same_weights(
+def test_an_interrupted_run_whose_cache_moved_continues_to_the_same_weights(
     caches: dict[str, Path], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = LessonsTrainer.__init__
@@ -143,12 +144,18 @@ def test_an_interrupted_run_continues_to_the_same_weights(
         made(self, *args, **kwargs)
         self.add_callback(Stop())
 
+    output, place = tmp_path / "run", tmp_path / "masks"
+    shutil.copytree(caches["masks"], place)
     with monkeypatch.context() as patch:
         patch.setattr(LessonsTrainer, "__init__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_tasks(make_config(caches, tmp_path))
-    assert not (tmp_path / "topics").exists()
-    continued = train_tasks(make_config(caches, tmp_path))
+            train_tasks(make_config({**caches, "masks": place}, output))
+    assert not (output / "topics").exists()
+    moved = {**caches, "masks": place.rename(tmp_path / "elsewhere")}
+    swapped = {"topics": moved["masks"], "masks": moved["topics"]}
+    with pytest.raises(MismatchError, match=r"run: learned from (masks|topics)\.cache\."):
+        train_tasks(make_config(swapped, output))
+    continued = train_tasks(make_config(moved, output))
     for one, other in zip(open_both(continued), open_both(runs), strict=True):
         for (name, value), expected in zip(one.named_parameters(), other.parameters(), strict=True):
             assert torch.equal(value, expected), name
@@ -158,6 +165,26 @@ def test_a_finished_run_is_kept(caches: dict[str, Path], runs: list[Path]) -> No
     before = (runs[0] / "model.safetensors").stat().st_mtime_ns
     assert train_tasks(make_config(caches, runs[0].parent)) == runs
     assert (runs[0] / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_of_another_config_is_refused_and_stays_as_it_is(
+    caches: dict[str, Path], runs: list[Path]
+) -> None:
+    output = runs[0].parent
+    before = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    tasks = make_config(caches, output).model_dump(mode="json")["tasks"]
+    shared, third = (
+        {**tasks, "topics": {**tasks["topics"], "share": 1.0}},
+        {**tasks, "more": tasks["masks"]},
+    )
+    for changes, found in (
+        ({"seed": 1}, r"seed: 0 there, 1 here"),
+        ({"tasks": shared}, r"tasks\.topics\.share: 2\.0 there, 1\.0 here"),
+        ({"tasks": third}, r"tasks\.more\."),
+    ):
+        with pytest.raises(ConfigError, match=rf"holds a run of another config \({found}"):
+            train_tasks(make_config(caches, output, **changes))
+    assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
 
 
 @given(
