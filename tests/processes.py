@@ -1,9 +1,28 @@
 """Real processes for tests: one imports the house once, and the others are forked from it."""
 
 import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["stages.cache_teacher"]
     + [f"transformers.models.{name}.modeling_{name}" for name in ("llama", "t5")]
 )
+
+
+def strike_once(found: Callable[[], object], number: signal.Signals = signal.SIGKILL) -> None:
+    """Send this process a signal, once, when it opens a file and something is found.
+
+    Nobody has to notice from outside, who might look too late.
+    """
+    struck = threading.Lock()
+
+    def look(event: str, arguments: object) -> None:
+        if event == "open" and found() and struck.acquire(blocking=False):
+            os.kill(os.getpid(), number)
+
+    sys.addaudithook(look)

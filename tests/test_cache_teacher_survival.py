@@ -3,8 +3,6 @@
 import json
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PROCESSES, strike_once
 from small_teachers import (
     make_config,
     make_llama,
@@ -81,24 +80,25 @@ def test_a_disk_that_is_full_stops_the_stage_and_costs_only_the_shard_under_way(
     assert [s["examples"] for s in sessions] == [3, len(TeacherCache.open(config.output)) - 3]
 
 
+def capture_until_killed(config: str) -> None:
+    """Die when the second shard stands; on one thread, as those of OpenMP do not pass a fork."""
+    torch.set_num_threads(1)
+    parsed = CacheConfig.model_validate_json(config)
+    strike_once((parsed.output / "shards" / "00001" / "shard.json").is_file)
+    cache_teacher(parsed, progress=False)
+
+
 def test_a_killed_capture_continues_to_the_same_bytes(
     tmp_path: Path, teacher: Path, data: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", make_rows(120))
     settings: dict[str, Any] = {"shard": {"examples": 5}, "hidden": {"pooled": True}}
     config = make_config(tmp_path, teacher, rows, **settings)
-    script = (
-        "import sys; from stages.cache_teacher import *\n"
-        "cache_teacher(CacheConfig.model_validate_json(sys.argv[1]), progress=False)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, config.model_dump_json()], cwd=Path(__file__).parents[1]
-    )
-    while not (config.output / "shards" / "00001" / "shard.json").is_file():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = PROCESSES.Process(target=capture_until_killed, args=(config.model_dump_json(),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (config.output / "shards" / "00001" / "shard.json").is_file()
     assert not (config.output / "manifest.json").exists()
     assert (config.output / "locks").is_dir()
     cache_teacher(config, progress=False)
@@ -197,24 +197,25 @@ def test_a_consumer_that_fails_on_the_last_item_is_noticed_on_leaving() -> None:
 
 
 def test_when_the_feeder_fails_what_waits_is_dropped_and_the_consumer_is_told() -> None:
+    many = 100_000  # so many that they would take minutes
     seen: list[int] = []
     ended: list[str] = []
 
     def consume(items: Iterator[int]) -> None:
         try:
             for item in items:
-                time.sleep(0.05)
+                time.sleep(0.01)
                 seen.append(item)
             ended.append("whole")
         except AbandonedError:
             ended.append("abandoned")
             raise
 
-    with pytest.raises(KeyError, match="bad"), Background(consume, depth=8) as background:
-        for item in range(8):
+    with pytest.raises(KeyError, match="bad"), Background(consume, depth=many) as background:
+        for item in range(many):
             background.put(item)
         raise KeyError("bad")
-    assert len(seen) < 8
+    assert len(seen) < many
     assert ended == ["abandoned"]
 
 

@@ -37,21 +37,16 @@ from pipeline.training import Outcome, train_model
 from stages.train_student import train_student
 
 ROOT = Path(__file__).parents[1]
-# A watcher ends the process, as a machine would that fails, once the given file stands.
 KILLED = """
-import os, signal, sys, threading, time
+import sys
 from pathlib import Path
 
-def watch(file):
-    while not file.exists():
-        time.sleep(0.0005)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-config, file = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.append("tests")
+from processes import strike_once
 from pipeline.config import load_config
 from stages.train_student import StudentConfig, train_student
-threading.Thread(target=watch, args=(file,), daemon=True).start()
-train_student(load_config(StudentConfig, config))
+strike_once(Path(sys.argv[2]).exists)
+train_student(load_config(StudentConfig, Path(sys.argv[1])))
 """
 
 
@@ -90,7 +85,6 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import PROCESSES
+from processes import PROCESSES, strike_once
 from small_teachers import make_config, make_llama, make_rows, read_files, save_teacher, write_rows
 from small_translators import make_t5, make_translation_config
 
@@ -44,15 +44,26 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def share(config: str, shard_range: str | None) -> None:
+def share(config: str, doomed: bool) -> None:
     """One of several processes; on one thread, as those of OpenMP do not pass a fork."""
     torch.set_num_threads(1)
     parsed = CacheConfig.model_validate_json(config)
-    cache_teacher(parsed, progress=False, share=True, shard_range=shard_range)
+    if doomed:
+        strike_once(lambda: is_outrun(parsed.output))
+    cache_teacher(parsed, progress=False, share=True)
 
 
-def start(config: CacheConfig, shard_range: str | None = None) -> Any:
-    process = PROCESSES.Process(target=share, args=(config.model_dump_json(), shard_range))
+def is_outrun(output: Path) -> bool:
+    """Whether a shard is claimed; then it waits until another process has finished one."""
+    if not list((output / LOCKS).glob("shard-*")):
+        return False
+    while not list(output.glob("shards/*/shard.json")):
+        time.sleep(0.01)
+    return True
+
+
+def start(config: CacheConfig, doomed: bool = False) -> Any:
+    process = PROCESSES.Process(target=share, args=(config.model_dump_json(), doomed))
     process.start()
     return process
 
@@ -96,11 +107,11 @@ def test_a_killed_worker_costs_its_own_shard_and_nobody_waits(
     tmp_path: Path, teacher: Path, data: Path
 ) -> None:
     config = make_config(tmp_path / "shared", teacher, data, batch={"tokens": 16})
-    doomed, other = start(config), start(config)
-    shards = config.output / "shards"
-    while not list(shards.glob("*/shard.json")):
+    doomed = start(config, doomed=True)
+    while not list((config.output / LOCKS).glob("shard-*")):
+        assert doomed.is_alive()
         time.sleep(0.01)
-    doomed.kill()
+    other = start(config)
     for worker in (doomed, other):
         worker.join()
     assert [doomed.exitcode, other.exitcode] == [-signal.SIGKILL, 0]

@@ -6,13 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from other_machines import move_to
-from processes import PROCESSES
+from processes import PROCESSES, strike_once
 from small_relay import Rule
 from small_store import Bucket
 from small_teachers import make_config, make_llama, make_rows, read_files, save_teacher, write_rows
@@ -25,24 +24,21 @@ Start = Callable[..., Any]
 
 
 def share(config: str, host: str, environment: dict[str, str], nap: Path | None) -> None:
-    """One of several processes; on one thread, as those of OpenMP do not pass a fork."""
+    """One of several processes; on one thread, as those of OpenMP do not pass a fork.
+
+    Args:
+        nap: a file with which it stops, as a machine does that falls asleep.
+    """
     move_to(host, environment)
     torch.set_num_threads(1)
     if nap is not None:
-        Thread(target=stop_at, args=(nap,), daemon=True).start()
+        strike_once(nap.is_file, signal.SIGSTOP)
     parsed = CacheConfig.model_validate_json(config)
     cache_teacher(parsed, progress=False, share=True)
 
 
-def stop_at(file: Path) -> None:
-    """Stop this process, as a machine does that falls asleep, when a file appears."""
-    while not file.is_file():
-        time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def wait_for(found: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -64,14 +60,17 @@ def configure(world: Path, output: Path | str) -> CacheConfig:
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Begins a process on a machine of a name."""
-    monkeypatch.setenv("STILLROOM_LOCK_PATIENCE", "5")
+    """Begins a process on a machine of a name, which others wait for until it counts as dead."""
+    monkeypatch.setenv("STILLROOM_STORE_TIMEOUT", "600")
     monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "here"))
     begun = []
 
-    def begin(config: CacheConfig, host: str, nap: Path | None = None) -> Any:
+    def begin(
+        config: CacheConfig, host: str, patience: float = 60.0, nap: Path | None = None
+    ) -> Any:
         known = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "STILLROOM_"))}
         known["STILLROOM_CACHE_DIR"] = str(tmp_path / host)
+        known["STILLROOM_LOCK_PATIENCE"] = str(patience)
         arguments = (config.model_dump_json(), host, known, nap)
         begun.append(PROCESSES.Process(target=share, args=arguments))
         begun[-1].start()
@@ -96,7 +95,7 @@ def test_machines_share_a_store_and_take_over_from_one_that_dies(
     config, expected = configure(world, bucket.url), read_files(world / "whole")
     every = {name.split("/")[1]: 1 for name in expected if name.endswith("shard.json")}
     with bucket.store.broken(Rule("silence", "PUT", "shards/00001/rows.arrow")):
-        doomed = start(config, "first-machine")
+        doomed = start(config, "first-machine", patience=10.0)
         wait_for(lambda: any(served.fault for served in bucket.store.served))
         refusal = rf"process {doomed.pid} on first-machine .*start all of them with --share"
         with pytest.raises(CacheError, match=refusal):
@@ -118,12 +117,13 @@ def test_a_machine_that_fell_asleep_leaves_alone_what_others_took_over(
     world: Path, tmp_path: Path, start: Start
 ) -> None:
     config = configure(world, tmp_path / "shared")
-    asleep = start(config, "first-machine", config.output / "shards/00000/shard.json")
+    nap = config.output / LOCKS / "shard-00001"
+    asleep = start(config, "first-machine", patience=1.0, nap=nap)
     wait_for(lambda: Path(f"/proc/{asleep.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
-    claimed = list((config.output / LOCKS).glob("shard-*"))
+    assert nap.is_file()
     other = start(config, "second-machine")
     other.join()
-    assert other.exitcode == 0 and claimed
+    assert other.exitcode == 0
     expected = read_files(world / "whole")
     assert read_files(config.output) == expected
     os.kill(asleep.pid, signal.SIGCONT)
