@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,17 +55,24 @@ class Rule:
 
 
 class Storm:
-    """Breaks a share of all requests, each by a fault drawn from a seed."""
+    """Breaks a share of all requests, each by a fault drawn from a seed.
+
+    The same request it breaks twice in a row at most: in whatever order several threads ask, nobody
+    needs more tries than are made however long each takes.
+    """
 
     def __init__(self, share: float, seed: int) -> None:
         self.fault = ""
         self._share = share
         self._random = random.Random(seed)
+        self._in_a_row: Counter[tuple[str, str]] = Counter()
 
     def breaks(self, method: str, path: str) -> bool:
         """Draw whether a request is to be broken, and by what."""
         self.fault = self._random.choice(QUICK)
-        return self._random.random() < self._share
+        broken = self._random.random() < self._share and self._in_a_row[method, path] < 2
+        self._in_a_row[method, path] = self._in_a_row[method, path] + 1 if broken else 0
+        return broken
 
 
 @dataclass
@@ -202,7 +210,7 @@ def _slow_down(relay: _Relay) -> None:
 
 def _silence(relay: _Relay) -> None:
     relay.receive()
-    relay.connection.settimeout(60)
+    relay.connection.settimeout(600)
     relay.connection.recv(1)  # until the client has had enough
     relay.close_connection = True
 

@@ -193,7 +193,7 @@ def test_a_fork_in_the_middle_of_a_read_reads_on(path, tmp_path):
         with pipe.open("w"):  # returns once the reader has opened the other end
             child = context.Process(target=lambda: [cache[row] for row in (0, 3, 8)])
             child.start()
-            child.join(timeout=30)
+            child.join(timeout=300)
             child.kill()
         assert isinstance(held.exception(), CacheError)
     child.join()

@@ -204,29 +204,42 @@ def test_one_that_was_silent_for_an_hour_is_not_waited_for(tmp_path: Path) -> No
     assert "has died" in told[0] and len(told) == 1
 
 
+def beat(cache: Path, owner: Owner) -> Owner:
+    """Another heartbeat of a process of another machine."""
+    living = replace(owner, beat=owner.beat + 1)
+    (cache / "beat").write_bytes(living.dump())
+    (cache / "beat").replace(cache / LOCKS / f"{owner.token}.json")
+    return living
+
+
 def test_one_whose_heart_beats_is_left_alone_whatever_its_clock_says(tmp_path: Path) -> None:
-    owner = elsewhere(tmp_path, "shard-00003", seen=time.time() + 1e6)
+    owner = elsewhere(tmp_path, seen=time.time() + 1e6, patience=60.0)
     ended = threading.Event()
 
-    def beat() -> None:
+    def live() -> None:
         living = owner
         while not ended.wait(0.1):
-            living = replace(living, beat=living.beat + 1)
-            (tmp_path / "beat").write_bytes(living.dump())
-            (tmp_path / "beat").replace(tmp_path / LOCKS / f"{owner.token}.json")
+            living = beat(tmp_path, living)
 
-    heart = threading.Thread(target=beat)
+    heart = threading.Thread(target=live)
     heart.start()
     try:
         with pytest.raises(CacheError, match="process 7 on far"), occupy(tmp_path, "verify"):
             pass
-        with occupy(tmp_path, "cache-teacher", shared=True) as here:
-            for _ in range(20):
-                assert not here.claim("shard-00003")
-                time.sleep(0.05)
     finally:
         ended.set()
         heart.join()
+
+
+def test_a_claim_of_one_whose_heart_beats_is_never_free(tmp_path: Path) -> None:
+    with occupy(tmp_path, "cache-teacher", shared=True) as here:
+        owner = elsewhere(tmp_path, "shard-00003", seen=time.time() - 1e3, patience=0.1)
+        for _ in range(8):
+            assert not here.claim("shard-00003")
+            time.sleep(0.15)  # longer than anybody is patient without a heartbeat
+            owner = beat(tmp_path, owner)
+        while not here.claim("shard-00003"):
+            time.sleep(0.05)
 
 
 def test_a_process_that_was_taken_for_dead_stops_before_it_writes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The store that other tests break is itself sound: each fault is what its name says."""
 
 import re
+import time
 from http.client import HTTPConnection
 
 import pytest
@@ -54,9 +55,11 @@ def test_a_fault_is_what_its_name_says_and_is_gone_with_the_next_request(
     bucket.replace("object", CONTENT)
     path = bucket.url.removeprefix("s3:/") + "/object"
     with bucket.store.broken(Rule(fault, path="/object$")):
-        patience = 0.3 if fault in SILENT else 30.0
+        patience = 0.3 if fault in SILENT else 60.0
         assert re.fullmatch(SEEN[fault], read(bucket.store, path, patience))
-        assert read(bucket.store, path, 30.0) == SEEN["none"]
+        while not bucket.store.served:  # by a busy machine, which takes up the request late
+            time.sleep(0.01)
+        assert read(bucket.store, path, 60.0) == SEEN["none"]
     assert [served.fault for served in bucket.store.served] == [fault, None]
 
 

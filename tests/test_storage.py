@@ -184,7 +184,7 @@ def test_what_a_killed_process_staged_is_removed_by_the_next(bucket):
     begun = context.Event()
     process = context.Process(target=_stage_for_ever, args=(bucket.url, begun))
     process.start()
-    assert begun.wait(60)
+    assert begun.wait(300)
     with writing_folder(as_path(bucket.url) / "1", last="last") as folder:
         fill(folder)
         assert len(list(local_staging().glob("*.lock"))) == 2  # that of a living one is left alone
@@ -197,7 +197,9 @@ def test_what_a_killed_process_staged_is_removed_by_the_next(bucket):
 
 
 def _read_in_child(path: Path, found) -> None:
-    found.put(bytes(RangeReader(path, "digest").read(5, 10)) + (path.parent / "file").read_bytes())
+    found.send_bytes(
+        bytes(RangeReader(path, "digest").read(5, 10)) + (path.parent / "file").read_bytes()
+    )
 
 
 def test_a_path_passes_a_fork(place):
@@ -206,10 +208,11 @@ def test_a_path_passes_a_fork(place):
     reader = RangeReader(place / "file", "digest")
     reader.read_ahead([(100, 200)])
     context = multiprocessing.get_context("fork")
-    found = context.SimpleQueue()
-    process = context.Process(target=_read_in_child, args=(place / "file", found))
+    found, sent = context.Pipe(duplex=False)
+    process = context.Process(target=_read_in_child, args=(place / "file", sent))
     process.start()
-    assert found.get() == CONTENT[5:15] + CONTENT
+    sent.close()  # so that nobody waits for a child that fails
+    assert found.recv_bytes() == CONTENT[5:15] + CONTENT
     process.join()
     assert bytes(reader.read(100, 200)) == CONTENT[100:300]
 
