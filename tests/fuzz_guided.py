@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -218,6 +219,7 @@ def run_guided(seed: int, seconds: float, inputs: int) -> None:
 
     def try_one(content: bytes) -> None:
         if time.monotonic() > ends or counts["tried"] >= inputs:
+            shutil.rmtree(folder)
             print(json.dumps(counts), flush=True)
             os._exit(0)
         counts["tried"] += 1
@@ -232,7 +234,7 @@ def run_guided(seed: int, seconds: float, inputs: int) -> None:
             counts["refused"] += 1
 
     limit_memory()
-    options = [f"-seed={seed + 1}", "-max_len=20000", "-timeout=10", "-rss_limit_mb=0"]
+    options = [f"-seed={seed + 1}", "-max_len=20000", "-timeout=60", "-rss_limit_mb=0"]
     options.append(f"-artifact_prefix={folder}/")
     atheris.Setup([sys.argv[0], *options, "-verbosity=0", str(corpus)], try_one)
     atheris.Fuzz()

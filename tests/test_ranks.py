@@ -1,7 +1,6 @@
 """Several processes train one student: together they are one process with a larger batch."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from sharded_student import train
 from small_runs import make_language_cache, make_student_config, read_lines
 from small_worlds import assert_close
+from torch.distributed import TCPStore
 
 from pipeline.batches import StepSampler
 from pipeline.config import dump_config
@@ -36,10 +36,9 @@ os._exit(0)  # Gloo's threads may outlive the interpreter, and abort it
 
 
 def run_two(*arguments: str) -> None:
-    """Run Python in two processes that know each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run Python in two processes that meet, as torchrun's do, at a store that is there already: a
+    port that is only found free may be another's when rank 0 asks for it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         subprocess.Popen(
             [sys.executable, *arguments],
@@ -50,7 +49,8 @@ def run_two(*arguments: str) -> None:
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": "2",
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "OMP_NUM_THREADS": "1",
                 "ACCELERATE_USE_CPU": "true",
                 "PYTHONPATH": str(ROOT),
@@ -62,7 +62,7 @@ def run_two(*arguments: str) -> None:
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    said = [rank.communicate(timeout=560)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
 
 

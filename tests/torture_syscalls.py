@@ -30,7 +30,7 @@ _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # ioctls of the listener
 _CONTINUE = 1
 _AT, _FROM_SEVERAL = 1, 2  # among the calls that write: pwrite, writev
 _AT_CWD, _AT_REMOVEDIR = -100, 0x200
-_HUNG_SECONDS = 120.0
+_HUNG_SECONDS = 300.0
 
 
 class Verdict(Enum):
