@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.batches import Selection, StepSampler
 from pipeline.cache import CacheWriter, TeacherCache
+from pipeline.cache.verifying.whole import verify_cache
 from pipeline.errors import CacheError, StoreError
 from pipeline.storage import as_path
 
@@ -194,6 +196,39 @@ def test_a_torn_local_copy_is_fetched_again(stored, tmp_path):
 def test_a_local_folder_that_cannot_be_written_costs_time_alone(stored, monkeypatch):
     monkeypatch.setenv("STILLROOM_CACHE_DIR", "/proc/nothing")
     read(stored.url)
+
+
+def test_verify_reads_a_store_once_and_asks_again_for_what_comes_torn(stored, expected, tmp_path):
+    shards = sum(len(content) for name, content in expected.items() if name.startswith("shards/"))
+    with stored.store.broken():
+        assert verify_cache(as_path(stored.url)).state == "whole"
+        reads = [one for one in stored.store.served if one.method == "GET" and "00" in one.path]
+    assert sum(one.sent for one in reads if "list-type" not in one.path) == shards
+    for name in ("shard.json", "rows.arrow"):
+        with stored.store.broken(Rule("flip-bit", "GET", f"00000/{name}")):
+            assert verify_cache(as_path(stored.url)).state == "whole"
+        with stored.store.broken(Rule("flip-bit", "GET", f"00000/{name}", times=None)):
+            assert verify_cache(as_path(stored.url)).damaged_shards == [0]
+    assert not list((tmp_path / "near/staging").iterdir())
+
+
+def test_verify_reads_a_store_where_nothing_can_be_written(stored, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE_DIR", "/proc/nothing")
+    assert verify_cache(as_path(stored.url)).state == "whole"
+    rows = stored.contents()["shards/00001/rows.arrow"]
+    stored.replace("shards/00001/rows.arrow", rows[:-40] + bytes(40))
+    assert verify_cache(as_path(stored.url)).damaged_shards == [1]
+
+
+def test_an_object_below_another_which_no_folder_can_hold_is_told(stored):
+    raw = json.loads(stored.contents()["shards/00000/shard.json"])
+    raw.pop("checksum")
+    raw["files"]["rows.arrow/inside"] = [1, sha256(b"x").hexdigest()]
+    stored.replace("shards/00000/rows.arrow/inside", b"x")
+    stored.replace("shards/00000/shard.json", json.dumps(raw).encode())
+    stored.remove("manifest.json")  # whose index knows the other shard.json
+    told = [str(finding) for finding in verify_cache(as_path(stored.url)).findings]
+    assert any("rows.arrow/inside: has a name that this machine cannot hold" in one for one in told)
 
 
 def test_workers_of_a_loader_read_from_a_store(stored):

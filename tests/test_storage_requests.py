@@ -70,5 +70,5 @@ def test_each_shard_costs_so_many_requests_and_no_more(
         "open": {},
         "stream": {"GET": 2},
         "stream again": {},
-        "verify": {"LIST": 1, "GET": 6},  # all bytes, and once more what they mean
+        "verify": {"LIST": 1, "GET": 3},  # each file once
     }

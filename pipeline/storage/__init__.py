@@ -11,7 +11,9 @@ Either is joined by `/` and read by `read_bytes`; this room has what differs.
 """
 
 from pipeline.storage.files import (
+    SMALL_BYTES,
     create_object,
+    fetch_file,
     find_size,
     hash_file,
     list_files,
@@ -30,16 +32,18 @@ from pipeline.storage.kept import kept_ranges, local_root
 from pipeline.storage.patience import read_seconds
 from pipeline.storage.places import Folder, Location, as_folder, as_path, is_local
 from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known, read_known_ahead
-from pipeline.storage.staging import scratch_folder
+from pipeline.storage.staging import scratch_folder, staging
 from pipeline.storage.syncing import sync_file, sync_folder, sync_tree
 
 __all__ = [
+    "SMALL_BYTES",
     "Folder",
     "Location",
     "RangeReader",
     "as_folder",
     "as_path",
     "create_object",
+    "fetch_file",
     "find_size",
     "hash_file",
     "is_local",
@@ -59,6 +63,7 @@ __all__ = [
     "remove_tree",
     "rewriting",
     "scratch_folder",
+    "staging",
     "sync_file",
     "sync_folder",
     "sync_tree",

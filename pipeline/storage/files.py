@@ -17,7 +17,7 @@ from pipeline.storage.staging import scratch_folder, staging
 from pipeline.storage.syncing import sync_file, sync_folder
 
 _DRAFT = ".draft"
-_SMALL = 64 * 2**20  # bytes of a file that is read at once, whoever wrote it
+SMALL_BYTES = 64 * 2**20  # bytes of a file that is read at once, whoever wrote it
 _UPLOADS = 4  # files sent at once
 _PIECE = 16 * 2**20  # bytes that are asked for at once where nobody keeps them
 _LATER = 1.0  # seconds in which a rival's put arrives, where a store has none that is conditional
@@ -160,13 +160,13 @@ def read_small(path: Path) -> bytes:
     """
     if is_local(path):
         size = path.stat().st_size
-        if size > _SMALL:
-            raise OSError(f"{size:,} bytes, at most {_SMALL:,} make sense")
+        if size > SMALL_BYTES:
+            raise OSError(f"{size:,} bytes, at most {SMALL_BYTES:,} make sense")
         return path.read_bytes()
     remote: Any = path
-    content: bytes = remote.fs.cat_first(remote.path, _SMALL + 1)
-    if len(content) > _SMALL:
-        raise OSError(f"more than {_SMALL:,} bytes make no sense")
+    content: bytes = remote.fs.cat_first(remote.path, SMALL_BYTES + 1)
+    if len(content) > SMALL_BYTES:
+        raise OSError(f"more than {SMALL_BYTES:,} bytes make no sense")
     return content
 
 
@@ -197,9 +197,23 @@ def hash_file(path: Path, size: int | None = None) -> str:
     remote: Any = path
     size = int(remote.fs.info(remote.path)["size"]) if size is None else size
     digest = hashlib.sha256()
-    for start in range(0, size, _PIECE):
-        piece = remote.fs.cat_file(remote.path, start=start, end=min(start + _PIECE, size))
+    for piece in _read_pieces(path, size):
         digest.update(piece)
+    return digest.hexdigest()
+
+
+def fetch_file(path: Path, copy: Path, size: int) -> str:
+    """Copy a file of a store to this machine, so many bytes of it, and return their sha256 in hex.
+
+    Raises:
+        OSError: it is missing or shorter, or there is no room here.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with copy.open("wb") as opened:
+        for piece in _read_pieces(path, size):
+            digest.update(piece)
+            opened.write(piece)
     return digest.hexdigest()
 
 
@@ -261,6 +275,12 @@ def map_file(path: Path) -> Any:
     """A whole file as a buffer: mapped into memory here, in memory elsewhere."""
     local = is_local(path)
     return pa.memory_map(str(path)).read_buffer() if local else pa.py_buffer(path.read_bytes())
+
+
+def _read_pieces(path: Path, size: int) -> Iterator[bytes]:
+    remote: Any = path
+    for start in range(0, size, _PIECE):
+        yield remote.fs.cat_file(remote.path, start=start, end=min(start + _PIECE, size))
 
 
 def _upload(local: Path, path: Path) -> None:

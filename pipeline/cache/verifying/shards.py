@@ -16,22 +16,22 @@ import pyarrow as pa
 import torch
 
 from pipeline.cache.accepting import check_example
-from pipeline.cache.checksums import find_difference
 from pipeline.cache.columns import name_damaged
 from pipeline.cache.documents import read_json
 from pipeline.cache.index.contents import CONTENTS, read_shard_contents
-from pipeline.cache.manifest import Draft, ShardInfo, read_shard_hashed
+from pipeline.cache.index.gathering import keep_columns
+from pipeline.cache.manifest import Draft, ShardInfo
 from pipeline.cache.record_batch import Batch
 from pipeline.cache.rows import make_schema
-from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard, shard_folder
+from pipeline.cache.shards import HIDDEN, ROWS, SHARD, Shard
 from pipeline.cache.signals.chunks import CHUNK_ROWS
 from pipeline.cache.signals.quantization import SCALE
 from pipeline.cache.signals.spec import list_arrays
+from pipeline.cache.verifying.brought import Brought
 from pipeline.cache.verifying.findings import Finding, Kind
 from pipeline.errors import CacheError, StillroomError
 from pipeline.examples import CachedExample
 from pipeline.identity import digest_example
-from pipeline.storage import list_files
 from pipeline.targets import Targets
 
 _EXCESS = 1e-3  # of the mass of kept classes above 1, which rounding may make
@@ -47,7 +47,7 @@ class ShardCheck:
 
     def __init__(
         self,
-        cache: Path,
+        files: Brought,
         index: int,
         draft: Draft | None,
         digest: str | None,
@@ -56,25 +56,24 @@ class ShardCheck:
         """Check every byte of it.
 
         Args:
-            cache, index: which one.
+            files: of the shard, which `decode` reads too.
+            index: its number.
             draft: of the cache, None where it is lost.
             digest: sha256 of its shard.json in the index, None without one.
             sealed: whether its shard.json must have a checksum.
         """
         self.info: ShardInfo | None = None
         self.findings: list[Finding] = []
-        self._folder = folder = shard_folder(cache, index)
+        self._files = files
         self._index, self._draft = index, draft
-        self._prefix = folder.relative_to(cache).as_posix()
         self._digest = ""
-        self._sizes = list_files(folder)
-        if SHARD not in self._sizes:
+        if SHARD not in files.sizes:
             self._add("hole", SHARD, "is missing")
             return
         try:
-            info, self._digest = read_shard_hashed(folder, require_seal=sealed)
+            info, self._digest = files.read_shard(require_seal=sealed)
         except CacheError as error:
-            self._add("damage", SHARD, shorten(error, folder / SHARD))
+            self._add("damage", SHARD, shorten(error, files.folder / SHARD))
             return
         if digest is not None and self._digest != digest:
             self._add("damage", SHARD, "is not the one that the index was written for")
@@ -97,14 +96,18 @@ class ShardCheck:
         for name, expected in own.items():
             self._compare(name, getattr(info, name), expected)
         try:
-            shard = Shard(self._folder, draft, self._digest)
+            shard = Shard(self._files.folder, draft, self._digest)
             self._check_rows(shard, draft, info)
             self._check_hidden(shard, draft, info)
         except StillroomError as error:
-            self._add("damage", ROWS, shorten(error, self._folder))
+            self._add("damage", ROWS, shorten(error, self._files.folder))
+        if self.sound:  # the index, which is compared with them, need not ask the store again
+            keep_columns(self._files.folder, self._files.home, draft, info, self._digest)
 
     def _add(self, kind: Kind, name: str, what: str) -> None:
-        self.findings.append(Finding(kind, f"{self._prefix}/{name}", what, self._index))
+        self.findings.append(
+            Finding(kind, f"shards/{self._files.home.name}/{name}", what, self._index)
+        )
 
     def _compare(self, name: str, found: Any, expected: Any) -> None:
         if found != expected:
@@ -112,7 +115,7 @@ class ShardCheck:
 
     def _check_files(self, info: ShardInfo) -> None:
         for name in info.files:
-            difference = find_difference(self._folder, name, info.files, self._sizes)
+            difference = self._files.find_difference(name, info.files)
             if difference is None:
                 continue
             if difference == "is missing":
@@ -121,7 +124,7 @@ class ShardCheck:
             where = "".join(f"; {place}" for place in self._locate(name, info))
             self._add("damage", name, difference + where)
         listed = {SHARD, *info.files}
-        for name in sorted(self._sizes.keys() - listed):
+        for name in sorted(self._files.sizes.keys() - listed):
             self._add("orphan", name, "belongs to nothing")
 
     def _locate(self, name: str, info: ShardInfo) -> Iterator[str]:
@@ -130,7 +133,7 @@ class ShardCheck:
             yield f"signal {name.split('/')[1]}"
         if name != ROWS:
             return
-        with (self._folder / name).open("rb") as file:
+        with (self._files.folder / name).open("rb") as file:
             found = False
             for number, (_, start, size, checksum) in enumerate(info.batches):
                 file.seek(start)
@@ -164,7 +167,7 @@ class ShardCheck:
             self._compare(name, getattr(info, name), count)
         self._compare("ids", info.ids, ids.hexdigest())
         if CONTENTS in info.files:
-            kept = read_shard_contents(self._folder, info.files[CONTENTS][1])
+            kept = read_shard_contents(self._files.folder, info.files[CONTENTS][1])
             if kept.to_pylist() != contents:
                 self._add("damage", CONTENTS, f"differs from the examples in {ROWS}")
 
@@ -189,7 +192,7 @@ class ShardCheck:
             name = f"{HIDDEN}/{array}/zarr.json"
             signal = draft.signals[array.removesuffix(SCALE)]
             rows = info.examples if signal.per == "example" else info.features
-            described = read_json(self._folder / name)
+            described = read_json(self._files.folder / name)
             expected = {"shape": [rows, kind.width], "data_type": kind.dtype, "zarr_format": 3}
             found = {key: described.get(key) for key in expected}
             if found != expected:
@@ -230,4 +233,5 @@ def find_excess(targets: Targets) -> Iterator[float]:
 
 
 def shorten(error: Exception, subject: Path) -> str:
-    return str(error).removeprefix(f"{subject}: ")
+    """What an error says of a subject, or of a file in it."""
+    return str(error).removeprefix(f"{subject}: ").removeprefix(f"{subject}/")

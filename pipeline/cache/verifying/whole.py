@@ -33,6 +33,7 @@ from pipeline.cache.reader import TeacherCache
 from pipeline.cache.shards import SHARD, shard_folder
 from pipeline.cache.signals.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.verifying.beside import check_beside
+from pipeline.cache.verifying.brought import bringing
 from pipeline.cache.verifying.findings import Finding, Kind, Report
 from pipeline.cache.verifying.sample import check_row
 from pipeline.cache.verifying.shards import ShardCheck, shorten
@@ -200,9 +201,10 @@ class _Check:
             self._pending.append(index)
             return None
         digest = None if self._digests is None else hex_digest(self._digests, index)
-        check = ShardCheck(self._path, index, self._draft, digest, self._sealed)
-        if self._depth.decode:
-            check.decode()
+        with bringing(folder) as files:
+            check = ShardCheck(files, index, self._draft, digest, self._sealed)
+            if self._depth.decode:
+                check.decode()
         return check
 
     def _list_digests(self) -> list[str] | None:
