@@ -1,15 +1,17 @@
 """Numbers that no teacher said, with every checksum mended: refused on read, or told by verify."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pytest
-from cache_examples import make_draft, write_cache
+import torch
+from cache_examples import make_draft, make_example, write_cache
 from fuzz_mutations import reseal
 
-from pipeline.cache import Signal, TargetsSpec, TeacherCache
+from pipeline.cache import Signal, TargetsSpec, TeacherCache, VectorType
 from pipeline.cache.record_batch import StoredExample, join_targets
 from pipeline.cache.verifying.whole import verify_cache
 from pipeline.errors import CacheError
@@ -135,7 +137,7 @@ def test_probabilities_of_more_than_1_are_told_by_verify(
     assert f"shards/00000/rows.arrow: {said} {temperature}" in told
 
 
-@pytest.mark.parametrize("scale", [np.nan, np.inf])
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 1e37])
 def test_a_scale_that_is_no_number_is_refused(tmp_path: Path, scale: float) -> None:
     signals = {"layer.0": Signal(width=4, dtype="int8")}
     write_cache(tmp_path, make_draft(6, signals=signals))
@@ -146,6 +148,35 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path: Path, scale: float) -> N
     content[2048:2052] = google_crc32c.value(bytes(content[:2048])).to_bytes(4, "little")
     file.write_bytes(bytes(content))
     reseal(tmp_path)
-    with pytest.raises(CacheError, match=r"chunk 0 of layer\.0: a scale that is NaN or infinity"):
+    found = (
+        rf"chunk 0 of layer\.0: vector {rows - 1} of the shard has the scale .*, expected at most"
+    )
+    with pytest.raises(CacheError, match=found):
         dict(TeacherCache.open(tmp_path)[0].hidden)
     assert verify_cache(tmp_path).damaged_shards == [0]
+
+
+def test_the_largest_vectors_of_8_bits_are_numbers(tmp_path: Path) -> None:
+    largest = torch.full((1, 4), torch.finfo(torch.float32).max)
+    for dtype in ("int8", "float8_e4m3fn"):
+        draft = make_draft(1, signals={"pooled": Signal(width=4, dtype=dtype, per="example")})
+        example = replace(make_example(0, draft), hidden={"pooled": largest})
+        write_cache(tmp_path / dtype, draft, [example])
+        assert TeacherCache.open(tmp_path / dtype)[0].hidden["pooled"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_vector_that_is_no_number_is_told_by_verify(tmp_path: Path, dtype: VectorType) -> None:
+    draft = make_draft(1, signals={"pooled": Signal(width=4, dtype=dtype, per="example")})
+    write_cache(tmp_path, draft)
+    file = tmp_path / "shards/00000/hidden.zarr/pooled/c/0/0"
+    content = bytearray(file.read_bytes())
+    size = 4 * (4 if dtype == "float32" else 2)  # of the vector; all bits set are NaN
+    content[:size] = b"\xff" * size
+    chunk = 512 * size
+    content[chunk : chunk + 4] = google_crc32c.value(bytes(content[:chunk])).to_bytes(4, "little")
+    file.write_bytes(bytes(content))
+    reseal(tmp_path)
+    report = verify_cache(tmp_path)
+    assert report.damaged_shards == [0]
+    assert "hidden.zarr/pooled: chunk 0 holds NaN or infinity" in str(report.findings[0])

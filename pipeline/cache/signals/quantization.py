@@ -28,10 +28,12 @@ class Encoding(ABC):
     Attributes:
         limit: the largest magnitude that can be kept.
         arrays: numpy dtype of each array by the end of its name, the codes' own first.
+        largest_scale: with which no code overflows; 0 where there are no scales.
     """
 
     limit: float
     arrays: dict[str, str]
+    largest_scale: float = 0.0
 
     @abstractmethod
     def encode(self, values: Tensor) -> list[np.ndarray]:
@@ -68,6 +70,7 @@ class Scaled(Encoding):
         self._peak = peak
         self.limit = torch.finfo(torch.float32).max
         self.arrays = {"": bits, SCALE: "float32"}
+        self.largest_scale = self.limit / peak
 
     def encode(self, values: Tensor) -> list[np.ndarray]:
         values = values.float()
