@@ -1,7 +1,20 @@
-"""What all tests share: reproducible properties, and an object store of the session."""
+"""What all tests share: reproducible properties and numbers, and an object store of the session."""
 
+import random
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import settings
 from small_store import bucket, store  # noqa: F401
 
 settings.register_profile("stillroom", deadline=None, derandomize=True)
 settings.load_profile("stillroom")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin each test with the same random numbers, whichever ran before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """A process that may open only a few files more than it has open."""
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from itertools import count, islice
 @contextmanager
 def few_files(spare: int) -> Iterator[None]:
     """Let this process open so many files more, until the block ends."""
+    gc.collect()  # a file that garbage holds open might be closed in the block, and be one more
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = (number for number in count() if not _is_open(number))
     limit = next(islice(free, spare, None))  # the first number that is too many

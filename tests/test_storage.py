@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 from small_relay import FAULTS, Rule
 
@@ -43,8 +42,7 @@ def place(request, tmp_path) -> Path:
     if request.param == "disk":
         return tmp_path / "cache"
     if request.param == "memory":
-        fsspec.filesystem("memory").store.clear()
-        return as_path("memory://cache")
+        return as_path(f"memory://{tmp_path.name}")
     return as_path(request.getfixturevalue("bucket").url)
 
 

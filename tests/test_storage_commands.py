@@ -38,8 +38,7 @@ def place(request, tmp_path, monkeypatch) -> str:
     """An empty address of each kind."""
     monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "near"))
     if request.param == "memory":
-        fsspec.filesystem("memory").store.clear()
-        return "memory://caches/0"
+        return f"memory://{tmp_path.name}/0"
     return str(request.getfixturevalue("bucket").url)
 
 

@@ -49,7 +49,7 @@ def test_a_grid_is_trained_compared_and_kept_and_a_failure_stops_no_other(plan: 
     runs = plan.student().output
     with pytest.raises(StillroomError, match=r"2 of 4 runs failed: .*fused \(.*torch_npu.*run it"):
         sweep(plan, Grid(grid))
-    finished = sorted(path.parent.name for path in runs.glob("*/result.json"))
+    finished = sorted(path.parent.name for path in runs.glob("weight=*/result.json"))
     assert finished == ["weight=0.5,optim=sgd", "weight=1.0,optim=sgd"]
     for name in finished:
         config = read_result(runs / name).config
