@@ -102,6 +102,28 @@ def test_what_is_kept_is_the_projection_by_the_kept_matrix(tmp_path: Path) -> No
     torch.testing.assert_close(bases["layer.0"].mean, first.mean(dim=0))
 
 
+def test_no_basis_is_fitted_and_no_fidelity_measured_on_what_was_not_answered(
+    tmp_path: Path,
+) -> None:
+    signals = {"pooled": project(3, PCA, per="example", dtype="float16")}
+    whole = make_draft(9, signals=signals, shard_examples=9)
+    examples, made = make_examples(whole), []
+    for name, gap in (("gap", 4), ("without", None)):
+        draft = whole if gap else make_draft(8, signals=signals, shard_examples=8)
+        writer = CacheWriter(tmp_path / name, draft)
+        with writer.shard(0) as shard:
+            for row, example in enumerate(examples):
+                if row != 4:
+                    shard.add(example)
+                elif gap:
+                    shard.skip(example, "NaN")
+        made.append(writer.finish())
+    assert made[0].projections == made[1].projections and made[0].fidelity == made[1].fidelity
+    basis = read_bases(tmp_path / "gap", str(made[0].projections))["pooled"]
+    found = TeacherCache.open(tmp_path / "gap")[4].hidden["pooled"]
+    torch.testing.assert_close(found, basis.project(torch.zeros(1, 3)), rtol=1e-3, atol=1e-3)
+
+
 def begin(path: Path, draft: Draft, shards: list[int]) -> CacheWriter:
     writer = CacheWriter(path, draft)
     write_shards(writer, make_examples(draft), shards)

@@ -95,16 +95,16 @@ class ShardWriter:
         """
         self._skipped[example.example_id] = reason
         require_few(len(self._skipped), self._draft.num_examples, example.example_id, reason)
-        self._append(hollow(example, self._draft))
+        self._append(hollow(example, self._draft), answered=False)
 
-    def _append(self, example: CachedExample) -> None:
+    def _append(self, example: CachedExample, answered: bool = True) -> None:
         layout = self._draft.layout
         entries = len(example.targets) * (layout.top_k + layout.tail_draws)
         if self._waiting and self._waiting_entries + entries > _BATCH_ENTRIES:
             self._write_batch()
         self._waiting.append(example)
         self._waiting_entries += entries
-        self._hidden.append(example.hidden)
+        self._hidden.append(example.hidden, answered)
         self._ids.update(f"{example.example_id}\n".encode())
         self._contents.append(digest_example(example))
         self._counts["examples"] += 1

@@ -61,10 +61,15 @@ class HiddenWriter:
         for name, signal in self._signals.items():
             signal.check(subject, hidden[name])
 
-    def append(self, hidden: Mapping[str, Tensor]) -> None:
-        """Add the rows of one example, which was checked, to every signal."""
+    def append(self, hidden: Mapping[str, Tensor], answered: bool = True) -> None:
+        """Add the rows of one example, which was checked, to every signal.
+
+        Args:
+            answered: whether they are the teacher's; others are kept, but no basis is fitted to
+                them and no fidelity measured.
+        """
         for name, signal in self._signals.items():
-            signal.append(hidden[name])
+            signal.append(hidden[name], answered)
 
     def close(self) -> None:
         """Write what waits, then know the `fidelity` of each signal of a first shard.
@@ -104,7 +109,8 @@ class _SignalWriter:
         self._fits = signal.projection is not None and self._basis is None
         self._sample = Sample(signal.given_width) if first else None
         self._waiting: list[Tensor] = []
-        self._rows = 0
+        self._rows = self._added = self._written = 0
+        self._gaps: list[int] = []  # rows that stand for no answer
 
     def check(self, subject: str, rows: Tensor) -> None:
         if self._basis is None or not rows.numel():
@@ -114,7 +120,10 @@ class _SignalWriter:
         if not float(lengths.max() + self._basis.mean.norm()) <= self._encoding.limit:
             self._require_room(rows, NumericalError, f"{subject}: ")
 
-    def append(self, rows: Tensor) -> None:
+    def append(self, rows: Tensor, answered: bool) -> None:
+        if not answered:
+            self._gaps += range(self._added, self._added + len(rows))
+        self._added += len(rows)
         self._waiting.append(rows)
         self._rows += len(rows)
         if self._rows >= CHUNK_ROWS:
@@ -130,7 +139,7 @@ class _SignalWriter:
             self._take(torch.cat(self._waiting))
         projection = self._signal.projection
         if projection is not None and self._fits:
-            self._basis = projection.fit(self._name, self._signal.given_width, self._read_unfitted)
+            self._basis = projection.fit(self._name, self._signal.given_width, self._read_answers)
             self._bases.add(self._name, self._basis)
 
     def close(self) -> Fidelity | None:
@@ -165,7 +174,10 @@ class _SignalWriter:
             picked = self._sample.pick(len(given))
             read = torch.empty_like(values[picked], dtype=torch.float32)
             Block(self._encoding, parts).decode(picked, read)
-            self._sample.add(given[picked].float(), read)
+            known = self._find_answers(self._written, len(given))[picked]
+            if known.any():
+                self._sample.add(given[picked][known].float(), read[known])
+        self._written += len(given)
 
     def _require_room(
         self, given: Tensor, refusal: type[NumericalError], subject: str = ""
@@ -177,6 +189,20 @@ class _SignalWriter:
                 f"{subject}hidden {self._name} holds numbers above the {self._encoding.limit:g} of"
                 f" {self._signal.dtype} once it is projected; try another hidden.dtype"
             )
+
+    def _find_answers(self, first: int, count: int) -> Tensor:
+        """[count] bool, which rows from one on the teacher gave."""
+        gaps = [gap - first for gap in self._gaps if first <= gap < first + count]
+        known = torch.ones(count, dtype=torch.bool)
+        known[gaps] = False
+        return known
+
+    def _read_answers(self) -> Iterator[Tensor]:
+        """Of the vectors that wait those that the teacher gave."""
+        first = 0
+        for block in self._read_unfitted():
+            yield block[self._find_answers(first, len(block))]
+            first += len(block)
 
     def _read_unfitted(self) -> Iterator[Tensor]:
         """The vectors that wait, in blocks of 512, as often as they are asked for."""
