@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from pipeline.cache import CacheWriter
-from pipeline.cache.locking.sharing import Shards
 from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.sharing import Shards
 from pipeline.cache.signals.hidden import OutgrownError
 from pipeline.capture_log import CaptureLog, list_libraries
 from pipeline.examples import CachedExample, Example

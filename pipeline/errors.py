@@ -7,6 +7,7 @@
     ├── NumericalError    NaN or infinity, with the name of the example
     ├── StoreError        an object store that does not answer, or refuses
     ├── DiskError         a disk that is full, read-only, gone or failing
+    ├── LockError         a folder in which another process is at work
     └── CacheError        a folder that is no cache, is unfinished or damaged
         └── MismatchError what a student or a continued capture brings differs from the manifest
 
@@ -46,6 +47,10 @@ class StoreError(StillroomError):
 
 class DiskError(StillroomError):
     """A disk is full, read-only, gone or failing."""
+
+
+class LockError(StillroomError):
+    """Another process is at work in a folder, or has taken it over."""
 
 
 class CacheError(StillroomError):

@@ -20,14 +20,14 @@ from pipeline.arguments import EarlyStopping
 from pipeline.config import StrictModel, dump_config, parse_config
 from pipeline.errors import ConfigError
 from pipeline.lineage import IDENTITY, read_lineage, require_same_lineage
-from pipeline.runs import Result, write_json, write_result
+from pipeline.runs import RESULT, Result, write_json, write_result
 from pipeline.storage import remove_tree, sync_file, sync_folder, sync_tree
 
 _FURTHER = "further_teachers."
 _CACHES = ("manifest.json", "draft.json", "view.json")
 
 
-def check_run_folder(
+def is_finished(
     output: Path,
     config: StrictModel,
     lineage: Mapping[str, str] | None = None,
@@ -35,7 +35,7 @@ def check_run_folder(
 ) -> bool:
     """Whether the run in the folder is finished; a folder of another config is refused.
 
-    Writes config.yaml into a folder where nothing was trained yet, and identity.json beside it.
+    Nothing is written.
 
     Args:
         lineage: what the run learns from, see `describe_lineage`; None where it is no student.
@@ -46,16 +46,12 @@ def check_run_folder(
         ConfigError: the folder holds a cache, or a run, finished or under way, of another config.
         MismatchError: it has learned from something else.
     """
-    path = output / "config.yaml"
-    text = dump_config(config)
-    folders = [output / task for task in tasks] or [output]
-    results = [(folder / "result.json").is_file() for folder in folders]
-    finished = all(results)
+    results = _look_for_results(output, tasks)
     for name in _CACHES:
         if (output / name).is_file():
             raise ConfigError(f"{output}: holds a cache ({name}); choose another output")
-    if path.is_file() and (any(results) or _begun(output / "checkpoints")):
-        there, here = _flatten(_resolve(path, config)), _flatten(yaml.safe_load(text))
+    if _can_go_on(output, any(results)):
+        there, here = _compare(output, config)
         free = _list_places(output, lineage or {}, tasks)
         key = next((k for k in sorted({*there, *here} - free) if there.get(k) != here.get(k)), None)
         if key is not None:
@@ -65,18 +61,51 @@ def check_run_folder(
             )
         if lineage is not None:
             require_same_lineage(output, lineage)
+    return all(results)
+
+
+def check_run_folder(
+    output: Path,
+    config: StrictModel,
+    lineage: Mapping[str, str] | None = None,
+    tasks: Collection[str] = (),
+) -> bool:
+    """As `is_finished`, and prepare the folder: for whoever is alone at work there.
+
+    Writes config.yaml into a folder where nothing was trained yet, and identity.json beside it.
+    """
+    finished = is_finished(output, config, lineage, tasks)
+    begun = any(_look_for_results(output, tasks))
+    if _can_go_on(output, begun):
+        there, here = _compare(output, config)
         if there != here:  # moved: where it is read from the next time
-            _write_whole(path, text)
-        if finished:  # perhaps killed before all was tidy
-            _remove_leftovers(output)
-        return finished
-    if not (path.is_file() or any(results)):
-        _remove_remains(output)
-    output.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, text)
-    if lineage is not None:
-        _write_whole(output / IDENTITY, json.dumps(dict(lineage), indent=2) + "\n")
+            _write_whole(output / "config.yaml", dump_config(config))
+    else:
+        if not ((output / "config.yaml").is_file() or begun):
+            _remove_remains(output)
+        output.mkdir(parents=True, exist_ok=True)
+        _write_whole(output / "config.yaml", dump_config(config))
+        if lineage is not None:
+            _write_whole(output / IDENTITY, json.dumps(dict(lineage), indent=2) + "\n")
+    if finished:  # perhaps killed before all was tidy
+        remove_leftovers(output)
     return finished
+
+
+def _look_for_results(output: Path, tasks: Collection[str]) -> list[bool]:
+    """Which of those that make it whole are there."""
+    return [(output / task / RESULT).is_file() for task in tasks or ("",)]
+
+
+def _can_go_on(output: Path, begun: bool) -> bool:
+    """Whether a run stands there whose config says what it is."""
+    return (begun or _begun(output / "checkpoints")) and (output / "config.yaml").is_file()
+
+
+def _compare(output: Path, config: StrictModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plain values of a run's config and of another one, by their keys."""
+    here = yaml.safe_load(dump_config(config))
+    return _flatten(_resolve(output / "config.yaml", config)), _flatten(here)
 
 
 def _list_places(output: Path, lineage: Mapping[str, str], tasks: Collection[str]) -> set[str]:
@@ -92,7 +121,7 @@ def _list_places(output: Path, lineage: Mapping[str, str], tasks: Collection[str
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Several processes write the same; whoever looks sees the whole of it."""
+    """Whoever looks sees the whole of it."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     sync_file(draft)
@@ -108,7 +137,7 @@ def finish_run(output: Path, result: Result) -> None:
             sync_file(path)
     write_result(output, result)
     sync_folder(output)
-    _remove_leftovers(output)
+    remove_leftovers(output)
 
 
 def _remove_remains(output: Path) -> None:
@@ -117,7 +146,7 @@ def _remove_remains(output: Path) -> None:
     (output / "metrics.jsonl").unlink(missing_ok=True)
 
 
-def _remove_leftovers(output: Path) -> None:
+def remove_leftovers(output: Path) -> None:
     """Remove what only a run under way has, and what a process that was killed left half."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     for pattern in (

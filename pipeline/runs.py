@@ -8,6 +8,7 @@
   config.json, model.safetensors, tokenizer files, README.md     what from_pretrained opens
   tensorboard/        where training.report_to asks for it
   checkpoints/        while it trains
+  locks/              who trains it, see `pipeline.locking`; gone when nobody does
   result.json         written last: where it stands, the run is whole
 """
 
@@ -21,6 +22,7 @@ from pipeline.errors import CacheError, StillroomError, did_you_mean
 from pipeline.metrics import DIRECTIONS, Metric
 from pipeline.storage import is_local, write_bytes
 
+RESULT = "result.json"
 RESULT_VERSION = 1
 
 
@@ -79,7 +81,7 @@ def write_result(run: Path, result: Result) -> None:
         FileNotFoundError: the folder has no config.yaml, so it is not the one that was begun.
     """
     content = _dump({"version": RESULT_VERSION, **asdict(result)})
-    write_bytes(run / "result.json", content, beside=run / "config.yaml")
+    write_bytes(run / RESULT, content, beside=run / "config.yaml")
 
 
 def _dump(value: Any) -> bytes:
@@ -92,7 +94,7 @@ def read_result(run: Path) -> Result:
     Raises:
         StillroomError: the folder is no finished run.
     """
-    path = run / "result.json"
+    path = run / RESULT
     if not run.is_dir():
         siblings = [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else []
         hint = did_you_mean(run.name, siblings) if siblings else "; train it first"
@@ -140,7 +142,7 @@ def require_no_run(folder: Path) -> None:
     Raises:
         CacheError: a run, finished or under way, stands there.
     """
-    for name in ("result.json", "identity.json", "checkpoints"):
+    for name in (RESULT, "identity.json", "checkpoints"):
         if is_local(folder) and (folder / name).exists():
             raise CacheError(f"{folder}: holds a run ({name}); choose another output")
 

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 
 from pipeline.cache import CacheWriter, Draft, TargetsSpec, write_head
-from pipeline.cache.locking.locks import Occupant, occupy
-from pipeline.cache.locking.sharing import Shards, parse_range, read_range
+from pipeline.cache.sharing import Shards, parse_range, read_range
 from pipeline.capture import Capture
 from pipeline.capture_log import CaptureLog
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.examples import Example
+from pipeline.locking.locks import Occupant, occupy
 from pipeline.sources import DataConfig, Rows, load_rows
 from pipeline.storage import Location, write_bytes, writing_folder
 from pipeline.tasks import TASKS, Task
@@ -139,7 +139,9 @@ def cache_teacher(
     with ExitStack() as stack:
         if not _stands(output):
             # Without a lock where it stands: a finished cache may be on a disk that is read only.
-            here = stack.enter_context(occupy(output, "cache-teacher", shared, tell))
+            otherwise = "start all of them with --share"
+            lock = occupy(output, "cache-teacher", shared, tell, otherwise)
+            here = stack.enter_context(lock)
         if _stands(output):
             manifest = require_same_content(config, task, rows, tokenizer)
             found = f"stands already, {manifest.totals.examples:,} examples"

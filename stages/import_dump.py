@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from pipeline.cache import CacheWriter, Draft, Identity, Imported, Manifest, TargetsSpec, hash_id
 from pipeline.cache.gaps import allow_skips
-from pipeline.cache.locking.locks import Occupant, occupy
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError, DataError, MismatchError, ModelError, did_you_mean
 from pipeline.exchange import Facts, Findings, Space
 from pipeline.identity import digest_json
+from pipeline.locking.locks import Occupant, occupy
 from pipeline.report.rows import format_bytes
 from pipeline.runs import require_no_run
 from pipeline.safe_loading import NO_CODE

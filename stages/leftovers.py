@@ -6,9 +6,9 @@ finished cache -- find_leftovers --> files --> remove_leftovers, if nobody is at
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.cache.locking.locks import LOCKS, occupy
 from pipeline.cache.manifest import DRAFT, MANIFEST
-from pipeline.errors import CacheError
+from pipeline.errors import LockError
+from pipeline.locking.locks import LOCKS, occupy
 from pipeline.storage import scratch_folder
 
 _SCRATCH = ("examples.arrow", "generated.jsonl", "*.draft")
@@ -32,7 +32,7 @@ def remove_leftovers(cache: Path) -> None:
     if find_leftovers(cache) or (cache / LOCKS).exists():
         # Beside others, so that one that begins now is not refused: it finds the manifest.
         with (
-            suppress(CacheError, OSError),
+            suppress(LockError, OSError),
             occupy(cache, "cache-teacher", shared=True) as here,
             # All that is held while a file is written; another process may still be at its last.
             here.hold("texts"),

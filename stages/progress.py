@@ -21,6 +21,11 @@ from pipeline.teacher import Spool
 _LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
+def tell_line(line: str) -> None:
+    """Say what the user should know, as it is."""
+    Console().print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 class RowProgress:
     """Rows that are done, percent and time left."""
 

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, StillroomError, did_you_mean
 from pipeline.identity import digest_json
 from pipeline.lineage import describe_cache
 from pipeline.metrics import Metric
-from pipeline.resuming import check_run_folder
+from pipeline.resuming import is_finished
 from pipeline.runs import read_result
 from stages.compare import compare
 from stages.search import Proposer
@@ -144,7 +144,7 @@ def _train(plan: Sweep, config: StudentConfig, settings: Mapping[str, Any]) -> s
     """Train a run that is not finished; what it said last where it fails."""
     try:
         known = describe_cache(TeacherCache.open(config.cache))
-        if check_run_folder(config.output, config, known):
+        if is_finished(config.output, config, known):
             return None
         if plan.jobs == 1:  # importing the libraries takes longer than many a run
             train_student(config)
@@ -152,6 +152,7 @@ def _train(plan: Sweep, config: StudentConfig, settings: Mapping[str, Any]) -> s
     except StillroomError as error:
         return str(error)
     except Exception as error:  # a bug in one run is told at the end, like all else
+        config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "train.log").write_text(traceback.format_exc(), encoding="utf-8")
         return f"{type(error).__name__}: {error}"
     return _train_apart(plan, config, settings)
@@ -170,6 +171,7 @@ def _train_apart(plan: Sweep, config: StudentConfig, settings: Mapping[str, Any]
     options = [part for setting in plan.settings_of(settings) for part in ("--set", setting)]
     command = [sys.executable, "-m", "stages.cli", "train-student", str(plan.config), *options]
     log = config.output / "train.log"
+    config.output.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         code = subprocess.run(
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False

@@ -4,7 +4,9 @@ A student's config names a cache and repeats nothing about it; what does not fit
 refused before the first step.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import transformers
 from pydantic import Field, model_validator
 
 from pipeline.accounts import ExampleWeights
-from pipeline.arguments import EvaluationConfig
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Selection
+from pipeline.beginning import Place, begin_run
 from pipeline.cache import TeacherCache
 from pipeline.config import StrictModel
 from pipeline.evaluation import measure, teacher_scores
@@ -24,7 +27,7 @@ from pipeline.lockstep import Seat
 from pipeline.optimizing import LearningRates
 from pipeline.reading import Reading, open_reading
 from pipeline.report.card import write_card
-from pipeline.resuming import check_run_folder, finish_run
+from pipeline.resuming import finish_run
 from pipeline.runs import Result
 from pipeline.sampling import Sampling
 from pipeline.scores import Scores
@@ -48,6 +51,7 @@ from pipeline.teachers import FurtherTeachers
 from pipeline.training import train_model
 from stages.disk import name_checkpoint, tells_of_disk
 from stages.naming import name_teacher
+from stages.progress import tell_line
 from stages.provenance import describe_provenance
 from stages.quiet import quiet_libraries
 from stages.student_stages import count_rows, plan_stages
@@ -122,17 +126,31 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         seat: among students that read their batches together.
 
     Raises:
-        StillroomError: the config, cache or checkpoint does not fit (one line).
+        StillroomError: the config, cache or checkpoint does not fit, or another process trains in
+            that folder (one line).
     """
     reading = read_cache(config)
-    manifest = reading.cache.manifest
     lineage = describe_lineage(reading, config.further_teachers)
-    if check_run_folder(config.output, config, lineage):
-        return config.output
+    first = config.all_stages[0]
+    plan = partial(training_arguments, first.training, config.evaluation, config.output, first.name)
+    with begin_run(config.output, config, "train-student", plan, lineage, tell=tell_line) as place:
+        if place is not None:
+            _train(config, reading, lineage, place, seat)
+    return config.output
+
+
+def _train(
+    config: StudentConfig,
+    reading: Reading,
+    lineage: Mapping[str, str],
+    place: Place,
+    seat: Seat | None,
+) -> None:
+    """Train what is not finished, and write its result."""
     model = build_student(
         config.student, reading.task, reading.num_classes, reading.tokenizer, config.seed
     )
-    name_labels(model, manifest.label_names)
+    name_labels(model, reading.cache.manifest.label_names)
     parameters = model.num_parameters()
     adapters = add_adapters(config.student, model, reading.task)
     stages = plan_stages(config, reading, model)
@@ -140,7 +158,7 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
     outcome = train_model(
         model,
         reading.task,
-        stages,
+        [replace(stage, callbacks=[*stage.callbacks, place]) for stage in stages],
         {name: reading.select(name) for name in config.evaluation.splits},
         reading.tokenizer,
         config.evaluation,
@@ -160,9 +178,9 @@ def train_student(config: StudentConfig, seat: Seat | None = None) -> Path:
         details=describe_findings(config, reading, train, outcome.scores),
     )
     if outcome.writes:
+        place.require()
         write_card(config.output, result)
         finish_run(config.output, result)
-    return config.output
 
 
 def read_cache(config: StudentConfig) -> Reading:

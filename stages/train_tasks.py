@@ -3,14 +3,16 @@
 config -> a student's config per task -> lessons -> one trainer -> <output>/<task>, a run each
 """
 
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
+from transformers import TrainingArguments
 
 from pipeline.arguments import EvaluationConfig, training_arguments
+from pipeline.beginning import Place, begin_run
 from pipeline.config import StrictModel, dump_config, member_of
 from pipeline.curve import Curve
 from pipeline.errors import ConfigError, MismatchError
@@ -19,6 +21,7 @@ from pipeline.exam import Exam
 from pipeline.identity import digest_tokenizer
 from pipeline.lessons import Lesson, LessonsTrainer, share_encoder
 from pipeline.lineage import describe_lineage
+from pipeline.locking.locks import LOCKS
 from pipeline.losses import LOSSES
 from pipeline.losses.base import Loss
 from pipeline.optimizing import LearningRates
@@ -28,10 +31,11 @@ from pipeline.resuming import (
     check_run_folder,
     finish_run,
     last_checkpoint,
+    remove_leftovers,
     session_guards,
     step_of,
 )
-from pipeline.runs import Result
+from pipeline.runs import RESULT, Result
 from pipeline.sampling import Sampling
 from pipeline.sources import DataConfig
 from pipeline.storage import Folder, Location
@@ -39,7 +43,7 @@ from pipeline.student import Origin, build_student, name_labels
 from pipeline.teachers import FurtherTeachers
 from pipeline.terms import PROJECTIONS, attach_projections
 from stages.disk import name_checkpoint, tells_of_disk
-from stages.progress import TrainingProgress
+from stages.progress import TrainingProgress, tell_line
 from stages.quiet import quiet_libraries
 from stages.student_stages import choose_examples, listen
 from stages.train_student import (
@@ -88,7 +92,8 @@ class TasksConfig(StrictModel):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in self.tasks:
-            if not name.replace("-", "").replace("_", "").isalnum() or name == "checkpoints":
+            taken = name in ("checkpoints", LOCKS)
+            if taken or not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"tasks: {name!r} is no name of a folder; use letters and digits")
         return self
 
@@ -128,21 +133,27 @@ def train_tasks(config: TasksConfig) -> list[Path]:
         for name, reading in readings.items()
     }
     told = {f"{name}.{k}": v for name, known in lineages.items() for k, v in known.items()}
-    finished = check_run_folder(config.output, config, told, config.tasks)
-    for name, lineage in lineages.items():
-        if (configs[name].output / "result.json").is_file():
-            check_run_folder(configs[name].output, configs[name], lineage)
-    if finished:
-        return folders
-    _require_one_tokenizer(readings)
-    lessons = _make_lessons(config, configs, readings)
-    took = _train(config, lessons)
-    for lesson in lessons:
-        delattr(lesson.model, PROJECTIONS)
-        name = lesson.name
-        _finish(configs[name], readings[name], lineages[name], lesson, took)
-    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    plan, tasks = partial(_plan, config), config.tasks
+    with begin_run(config.output, config, "train-tasks", plan, told, tasks, tell_line) as place:
+        for name, lineage in lineages.items():
+            if (configs[name].output / RESULT).is_file():
+                check_run_folder(configs[name].output, configs[name], lineage)
+        if place is not None:
+            _require_one_tokenizer(readings)
+            lessons = _make_lessons(config, configs, readings)
+            took = _train(config, lessons, place)
+            place.require()
+            for lesson in lessons:
+                delattr(lesson.model, PROJECTIONS)
+                name = lesson.name
+                _finish(configs[name], readings[name], lineages[name], lesson, took)
+            remove_leftovers(config.output)
     return folders
+
+
+def _plan(config: TasksConfig) -> TrainingArguments:
+    settings = {"seed": config.seed, **config.training}
+    return training_arguments(settings, config.evaluation, config.output)
 
 
 def _require_one_tokenizer(readings: dict[str, Reading]) -> None:
@@ -195,11 +206,10 @@ def _make_lessons(
     return lessons
 
 
-def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
+def _train(config: TasksConfig, lessons: list[Lesson], place: Place) -> dict[str, Any]:
     """Train all lessons and say what it took."""
     evaluation, output = config.evaluation, config.output
-    settings = {"seed": config.seed, **config.training}
-    args = training_arguments(settings, evaluation, output)
+    args = _plan(config)
     resume, curve = last_checkpoint(output / "checkpoints"), Curve(output / "metrics.jsonl")
     seconds = curve.cut(step_of(resume))
 
@@ -213,7 +223,11 @@ def _train(config: TasksConfig, lessons: list[Lesson]) -> dict[str, Any]:
         curve,
         seconds,
         config.learning_rates,
-        [*session_guards(output, evaluation.early_stopping), TrainingProgress(output.name)],
+        [
+            *session_guards(output, evaluation.early_stopping),
+            TrainingProgress(output.name),
+            place,
+        ],
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.model.eval()

@@ -5,6 +5,7 @@ the teacher of a cache, and its result.json says how good it is.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,9 @@ import torch
 import transformers
 from pydantic import Field
 
-from pipeline.arguments import EvaluationConfig
+from pipeline.arguments import EvaluationConfig, training_arguments
 from pipeline.batches import Collator, Selection
+from pipeline.beginning import Place, begin_run
 from pipeline.config import StrictModel, member_of
 from pipeline.errors import DataError, ModelError
 from pipeline.examples import Example
@@ -21,7 +23,7 @@ from pipeline.freezing import Freeze, Freezing
 from pipeline.losses.base import Loss
 from pipeline.losses.labels import CrossEntropy
 from pipeline.losses.numbers import LabelMSE
-from pipeline.resuming import check_run_folder, finish_run
+from pipeline.resuming import finish_run
 from pipeline.runs import Result
 from pipeline.safe_loading import NO_CODE
 from pipeline.sources import DataConfig, Rows, load_rows
@@ -32,7 +34,7 @@ from pipeline.targets import UNLABELLED
 from pipeline.tasks import TASKS, Task
 from pipeline.training import train_model
 from stages.disk import name_checkpoint, tells_of_disk
-from stages.progress import TrainingProgress
+from stages.progress import TrainingProgress, tell_line
 from stages.quiet import quiet_libraries
 
 _READ = (
@@ -89,11 +91,21 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
     """Train the teacher of a config and return its folder; a finished one is left as it is.
 
     Raises:
-        StillroomError: the config, data or checkpoint does not fit (one line).
+        StillroomError: the config, data or checkpoint does not fit, or another process trains in
+            that folder (one line).
     """
     output = config.output
-    if check_run_folder(output, config):
-        return output
+    settings = {"seed": config.seed, **config.training}
+    plan = partial(training_arguments, settings, config.evaluation, output)
+    with begin_run(output, config, "train-teacher", plan, tell=tell_line) as place:
+        if place is not None:
+            _train(config, place)
+    return output
+
+
+def _train(config: TrainTeacherConfig, place: Place) -> None:
+    """Train what is not finished, and write its result."""
+    output = config.output
     rows = load_rows(config.data)
     task = config.task
     if hasattr(task, "labels"):
@@ -112,7 +124,7 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         collator=Collator(task, tokenizer.pad_token_id or 0),
         training={"seed": config.seed, **config.training},
         freezing=config.freeze,
-        callbacks=[TrainingProgress(output.name)],
+        callbacks=[TrainingProgress(output.name), place],
     )
     outcome = train_model(
         model,
@@ -137,8 +149,8 @@ def train_teacher(config: TrainTeacherConfig) -> Path:
         details=task.details(outcome.scores),
     )
     if outcome.writes:
+        place.require()
         finish_run(output, result)
-    return output
 
 
 def _loss(config: TrainTeacherConfig, task: Task) -> Loss:

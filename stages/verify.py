@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.cache import TeacherCache
-from pipeline.cache.locking.locks import occupy
 from pipeline.cache.verifying.beside import CAPTURE, SETTINGS
 from pipeline.cache.verifying.findings import Finding, Report
 from pipeline.cache.verifying.repairing import repair_cache
 from pipeline.cache.verifying.whole import Depth, verify_cache
 from pipeline.cache.views.file import is_view, list_folders
 from pipeline.errors import CacheError, ConfigError
+from pipeline.locking.locks import occupy
 from pipeline.report.rows import format_bytes
 from stages.progress import RowProgress
 

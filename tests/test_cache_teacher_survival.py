@@ -23,11 +23,12 @@ from small_teachers import (
 )
 
 from pipeline.cache import TeacherCache
-from pipeline.cache.locking.locks import occupy
 from pipeline.errors import (
     CacheError,
+    LockError,
     NumericalError,
 )
+from pipeline.locking.locks import occupy
 from pipeline.teacher import Background, Teacher, map_in_order
 from pipeline.teacher.background import AbandonedError
 from stages.cache_teacher import CacheConfig, cache_teacher
@@ -114,7 +115,7 @@ def test_a_second_capture_is_refused_and_harms_nothing(
     config = make_config(tmp_path, teacher, data)
     with (
         occupy(config.output, "cache-teacher"),
-        pytest.raises(CacheError, match=r"has been at work there since .* --share"),
+        pytest.raises(LockError, match=r"has been at work there since .* --share"),
     ):
         cache_teacher(config, progress=False)
     assert not list(config.output.iterdir())

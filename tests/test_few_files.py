@@ -16,8 +16,8 @@ from small_teachers import (
     write_rows,
 )
 
-from pipeline.cache.locking.owners import Owner, Witness
 from pipeline.errors import StillroomError
+from pipeline.locking.owners import Owner, Witness
 from pipeline.storage import writing_folder
 from stages.cache_teacher import cache_teacher
 from stages.train_student import train_student

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from processes import PROCESSES
 
-from pipeline.cache.locking.exclusive import create_exclusively
-from pipeline.cache.locking.locks import LOCKS, Occupant, occupy
-from pipeline.cache.locking.owners import Owner
-from pipeline.errors import CacheError
+from pipeline.errors import LockError
+from pipeline.locking.exclusive import create_exclusively
+from pipeline.locking.locks import LOCKS, Occupant, occupy
+from pipeline.locking.owners import Owner
 
 
 def hold_shard(cache: Path, shared: bool, pipe: Connection) -> None:
@@ -83,7 +83,7 @@ def test_a_second_process_is_refused_and_told_who_is_there_since_when(
     tmp_path: Path, start: Callable[..., Worker]
 ) -> None:
     worker = start()
-    with pytest.raises(CacheError) as refusal, occupy(tmp_path / "cache", "verify --repair"):
+    with pytest.raises(LockError) as refusal, occupy(tmp_path / "cache", "verify --repair"):
         pass
     found = str(refusal.value)
     assert f"process {worker.process.pid} on {Owner('', '', True).host}" in found
@@ -114,8 +114,12 @@ def test_those_who_share_work_beside_one_another_and_keep_others_out(
     tmp_path: Path, start: Callable[..., Worker]
 ) -> None:
     worker = start(shared=True)
-    with pytest.raises(CacheError, match="--share"), occupy(tmp_path / "cache", "cache-teacher"):
-        pass
+    for purpose, way in (("cache-teacher", "ended, or share it"), ("verify", "ended$")):
+        with (
+            pytest.raises(LockError, match=way),
+            occupy(tmp_path / "cache", purpose, otherwise="share it"),
+        ):
+            pass
     with occupy(tmp_path / "cache", "cache-teacher", shared=True) as here:
         assert not here.claim("shard-00000")
         assert here.claim("shard-00001")
@@ -143,7 +147,7 @@ def test_a_shard_of_a_killed_sharer_is_taken_over(
 def test_a_process_id_that_was_given_again_is_not_taken_for_the_owner(tmp_path: Path) -> None:
     owner = Owner("feedfacefeedface", "cache-teacher", False, admitted=True)
     create_exclusively(tmp_path / LOCKS / f"{owner.token}.json", owner.dump())
-    with pytest.raises(CacheError, match="has been at work"), occupy(tmp_path, "cache-teacher"):
+    with pytest.raises(LockError, match="has been at work"), occupy(tmp_path, "cache-teacher"):
         pass
     reborn = replace(owner, started="1")
     (tmp_path / LOCKS / f"{owner.token}.json").write_bytes(reborn.dump())
@@ -156,7 +160,7 @@ def test_what_a_newer_stillroom_says_of_an_owner_is_passed_over(tmp_path: Path) 
     file = tmp_path / LOCKS / f"{owner.token}.json"
     said = json.loads(owner.dump())
     create_exclusively(file, json.dumps({**said, "rack": 7}).encode())
-    with pytest.raises(CacheError, match="has been at work"), occupy(tmp_path, "cache-teacher"):
+    with pytest.raises(LockError, match="has been at work"), occupy(tmp_path, "cache-teacher"):
         pass
     file.unlink()
     for damage in ({"patience": "long"}, {"beat": None}, {"seen": []}):
@@ -170,12 +174,12 @@ def test_a_killed_process_counts_as_dead_before_its_parent_asks_for_it(tmp_path:
     started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     owner = Owner("feedfacefeedface", "verify", False, True, process=process.pid, started=started)
     create_exclusively(tmp_path / LOCKS / f"{owner.token}.json", owner.dump())
-    with pytest.raises(CacheError, match=str(process.pid)), occupy(tmp_path, "cache-teacher"):
+    with pytest.raises(LockError, match=str(process.pid)), occupy(tmp_path, "cache-teacher"):
         pass
     process.kill()
     told: list[str] = []
     while not told:
-        with suppress(CacheError), occupy(tmp_path, "cache-teacher", tell=told.append):
+        with suppress(LockError), occupy(tmp_path, "cache-teacher", tell=told.append):
             pass
     process.wait()
 
@@ -224,7 +228,7 @@ def test_one_whose_heart_beats_is_left_alone_whatever_its_clock_says(tmp_path: P
     heart = threading.Thread(target=live)
     heart.start()
     try:
-        with pytest.raises(CacheError, match="process 7 on far"), occupy(tmp_path, "verify"):
+        with pytest.raises(LockError, match="process 7 on far"), occupy(tmp_path, "verify"):
             pass
     finally:
         ended.set()
@@ -246,7 +250,7 @@ def test_a_process_that_was_taken_for_dead_stops_before_it_writes(tmp_path: Path
     with occupy(tmp_path, "cache-teacher") as here:
         here.require()
         (tmp_path / LOCKS / f"{here.owner.token}.json").unlink()
-        with pytest.raises(CacheError, match="taken over by another process"):
+        with pytest.raises(LockError, match="taken over by another process"):
             here.require()
 
 
@@ -314,5 +318,5 @@ def test_several_processes_never_hold_one_thing_at_a_time(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_hold_locks_is_one_line(tmp_path: Path) -> None:
     (tmp_path / LOCKS).write_text("a file")
     found = r"locks: cannot be written \(.*\); nothing was changed"
-    with pytest.raises(CacheError, match=found), occupy(tmp_path, "cache-teacher"):
+    with pytest.raises(LockError, match=found), occupy(tmp_path, "cache-teacher"):
         pass

@@ -19,6 +19,7 @@ from torch.distributed import TCPStore
 from pipeline.batches import StepSampler
 from pipeline.config import dump_config
 from pipeline.errors import ConfigError
+from pipeline.locking.locks import LOCKS, occupy
 from pipeline.runs import read_result
 from stages.train_student import train_student
 
@@ -27,7 +28,12 @@ RANK = """
 import os, sys
 from pathlib import Path
 from pipeline.config import load_config
+from pipeline.errors import LockError
 from stages.train_student import StudentConfig, train_student
+try:
+    train_student(load_config(StudentConfig, Path(sys.argv[2])))
+except LockError as refusal:
+    print("refused:", refusal)
 train_student(load_config(StudentConfig, Path(sys.argv[1])))
 import torch.distributed
 torch.distributed.barrier()
@@ -35,9 +41,12 @@ os._exit(0)  # Gloo's threads may outlive the interpreter, and abort it
 """
 
 
-def run_two(*arguments: str) -> None:
-    """Run Python in two processes that meet, as torchrun's do, at a store that is there already: a
-    port that is only found free may be another's when rank 0 asks for it."""
+def run_two(*arguments: str) -> list[str]:
+    """Run Python in two processes, and return what each of them says.
+
+    They meet, as torchrun's do, at a store that is there already: a port that is only found free
+    may be another's when rank 0 asks for it.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         subprocess.Popen(
@@ -64,6 +73,7 @@ def run_two(*arguments: str) -> None:
     ]
     said = [rank.communicate(timeout=560)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    return said
 
 
 def shares(rows: int, size: int, ranks: int, epoch: int = 0) -> list[list[list[int]]]:
@@ -153,7 +163,14 @@ def test_two_processes_train_the_student_of_one_with_the_doubled_batch(tmp_path:
     )
     file = tmp_path / "two.yaml"
     file.write_text(dump_config(two), encoding="utf-8")
-    run_two("-c", RANK, str(file))
+    with occupy(tmp_path / "held", "train-student"):  # the first rank is refused, and all with it
+        held = tmp_path / "held.yaml"
+        elsewhere = two.model_copy(update={"output": tmp_path / "held"})
+        held.write_text(dump_config(elsewhere), encoding="utf-8")
+        said = run_two("-c", RANK, str(file), str(held))
+    assert all(f"held: process {os.getpid()} on" in text for text in said)
+    assert not list((tmp_path / "held").iterdir())
+    assert not (tmp_path / "two" / LOCKS).exists()
     weights = [load_file(run / "model.safetensors") for run in (one, tmp_path / "two")]
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-5, atol=1e-6, msg=name)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,9 @@ from small_worlds import OnStep, make_example, make_student
 from pipeline.arguments import EvaluationConfig
 from pipeline.batches import Collator, Selection
 from pipeline.cache import RowRuns
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LockError, StillroomError
 from pipeline.freezing import Freezing, Gradual
+from pipeline.locking.locks import LOCKS
 from pipeline.losses.contrastive import CRD
 from pipeline.losses.divergences import ForwardKL
 from pipeline.losses.hidden import HiddenMSE
@@ -37,24 +37,32 @@ from pipeline.training import Outcome, train_model
 from stages.train_student import train_student
 
 ROOT = Path(__file__).parents[1]
-KILLED = """
-import sys
+STOPPED = """
+import signal, sys
 from pathlib import Path
 
 sys.path.append("tests")
 from processes import strike_once
 from pipeline.config import load_config
 from stages.train_student import StudentConfig, train_student
-strike_once(Path(sys.argv[2]).exists)
+strike_once(Path(sys.argv[2]).exists, signal.SIGSTOP)
 train_student(load_config(StudentConfig, Path(sys.argv[1])))
 """
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, but for the locks, which come and go."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != LOCKS)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class _StopError(Exception):
     """Ends a training in the middle."""
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_is_one_process_own_until_it_is_killed_and_ends_with_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = make_language_cache(tmp_path)
     settings: dict[str, Any] = {
         "student": {
@@ -79,17 +87,28 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     config = make_student_config(cache, broken, **settings)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(file), str(broken / "checkpoints/checkpoint-9")],
+    child = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(file), str(broken / "checkpoints/checkpoint-9")],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+    try:
+        before = read_files(broken)
+        with pytest.raises(LockError, match=rf"broken: process {child.pid} on .* at work there"):
+            train_student(config)
+        with pytest.raises(StillroomError, match=r"has no result\.json, so the run is not"):
+            read_result(broken)
+        assert read_files(broken) == before
+    finally:
+        child.kill()
+        child.wait()
     assert not (broken / "result.json").exists()
+    capsys.readouterr()
     train_student(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"process {child.pid} on" in said and "has died; its place is taken over" in said
+    assert not (broken / LOCKS).exists()
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     assert_same_curve(whole, broken)
     steps = [(line["step"], line["split"]) for line in read_lines(broken)]

@@ -16,9 +16,9 @@ from small_teachers import make_config, make_llama, make_rows, read_files, save_
 from small_translators import make_t5, make_translation_config
 
 from pipeline.cache import read_manifest
-from pipeline.cache.locking.locks import LOCKS, occupy
-from pipeline.cache.locking.sharing import parse_range
+from pipeline.cache.sharing import parse_range
 from pipeline.errors import CacheError, ConfigError
+from pipeline.locking.locks import LOCKS, occupy
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.leftovers import remove_leftovers
 

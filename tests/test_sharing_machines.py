@@ -16,8 +16,8 @@ from small_relay import Rule
 from small_store import Bucket
 from small_teachers import make_config, make_llama, make_rows, read_files, save_teacher, write_rows
 
-from pipeline.cache.locking.locks import LOCKS
 from pipeline.errors import CacheError
+from pipeline.locking.locks import LOCKS
 from stages.cache_teacher import CacheConfig, cache_teacher
 
 Start = Callable[..., Any]

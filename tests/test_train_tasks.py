@@ -1,5 +1,6 @@
 """One student of several tasks: one encoder, a head each, batches dealt by weight."""
 
+import os
 import shutil
 from collections import Counter
 from itertools import islice
@@ -17,8 +18,9 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer
 
 from pipeline.batches import StepSampler
 from pipeline.config import parse_config
-from pipeline.errors import CacheError, ConfigError, MismatchError
+from pipeline.errors import CacheError, ConfigError, LockError, MismatchError
 from pipeline.lessons import LessonsTrainer, MixedSampler
+from pipeline.locking.locks import occupy
 from pipeline.runs import read_result
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.evaluate import evaluate
@@ -125,6 +127,18 @@ def test_what_is_measured_is_chosen_and_checked_as_for_one_task(
     other_column = make_config(caches, tmp_path / "b", evaluation={"slices": ["dialect"]})
     with pytest.raises(ConfigError, match=r"evaluation\.slices: no example has a column 'dialect'"):
         train_tasks(other_column)
+
+
+def test_students_of_several_tasks_are_trained_by_one_process_at_a_time(
+    caches: dict[str, Path], runs: list[Path], tmp_path: Path
+) -> None:
+    with (
+        occupy(tmp_path / "run", "train-tasks"),
+        pytest.raises(LockError, match=rf"process {os.getpid()} on .* or choose another output"),
+    ):
+        train_tasks(make_config(caches, tmp_path / "run"))
+    with occupy(runs[0].parent, "train-tasks"):  # what is finished is left as it is
+        assert train_tasks(make_config(caches, runs[0].parent)) == runs
 
 
 class Stop(TrainerCallback):

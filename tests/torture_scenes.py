@@ -130,7 +130,7 @@ def _scene(root: Path, name: str, output: str, kind: Any, settings: dict[str, An
         marks = (read_cache_files, count_shards, promise_shards)
         return Scene(name, root / output, ["cache-teacher", str(file)], *marks, alone=True)
     marks = (read_run_files, _ended_stages, _promise_steps)
-    return Scene(name, root / output, ["train-student", str(file)], *marks)
+    return Scene(name, root / output, ["train-student", str(file)], *marks, alone=True)
 
 
 def _repair(root: Path, whole: Scene) -> Scene:

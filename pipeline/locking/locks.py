@@ -1,11 +1,11 @@
-"""Who works on a cache: one process alone, or several that share its shards.
+"""Who works in a folder: one process alone, or several that share what is to do there.
 
-    occupy(cache) -- through the gate --> Occupant -- claim("shard-00003") --> work -- release -->
+    occupy(folder) -- through the gate --> Occupant -- claim("shard-00003") --> work -- release -->
 
-    <cache>/locks/  gate           held for moments, by whoever comes or goes
-                    <token>.json   one for each process: see `Owner`
-                    <name>         who has claimed a piece of work: its token
-                    <name>.<token> who has taken it over from a process that died
+    <folder>/locks/  gate           held for moments, by whoever comes or goes
+                     <token>.json   one for each process: see `Owner`
+                     <name>         who has claimed a piece of work: its token
+                     <name>.<token> who has taken it over from a process that died
 
 A file that is created exclusively is all that this needs, so an object store will do. Of any number
 of processes that find one dead owner, one creates the file named after it; and whoever creates it
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.cache.locking.exclusive import create_exclusively
-from pipeline.cache.locking.owners import BEATS, Owner, Witness
-from pipeline.errors import CacheError, StoreError
+from pipeline.errors import LockError, StoreError
+from pipeline.locking.exclusive import create_exclusively
+from pipeline.locking.owners import BEATS, Owner, Witness
 from pipeline.storage import is_local, read_small, remove_folder, scratch_folder, write_bytes
 
 LOCKS = "locks"
@@ -33,24 +33,26 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0
 
 @contextmanager
 def occupy(
-    cache: Path,
+    folder: Path,
     purpose: str,
     shared: bool = False,
     tell: Callable[[str], object] = lambda line: None,
+    otherwise: str = "",
 ) -> Iterator["Occupant"]:
-    """Work on a cache, alone or beside others that share it too.
+    """Work in a folder, alone or beside others that share it too.
 
     Args:
-        cache: its folder, which may not be there yet.
+        folder: of a cache or a run, which may not be there yet.
         purpose: the command, for whoever is refused because of it.
         shared: whether others may work beside this one, if they share too.
         tell: given one line for each dead process whose place is taken.
+        otherwise: what to do instead of waiting, where the same command is at work there.
 
     Raises:
-        CacheError: somebody else is at work there, or the folder cannot be written.
+        LockError: somebody else is at work there, or the folder cannot be written.
     """
     owner = Owner(secrets.token_hex(_TOKEN_BYTES // 2), purpose, shared)
-    occupant = Occupant(cache, owner, tell)
+    occupant = Occupant(folder, owner, tell, otherwise)
     try:
         occupant.enter()
         yield occupant
@@ -59,19 +61,22 @@ def occupy(
 
 
 class Occupant:
-    """This process at work on a cache.
+    """This process at work in a folder.
 
     Attributes:
-        cache: the folder.
+        folder: the folder.
         owner: this process.
         tell: given one line of what the user should know.
     """
 
-    def __init__(self, cache: Path, owner: Owner, tell: Callable[[str], object]) -> None:
-        self.cache = cache
+    def __init__(
+        self, folder: Path, owner: Owner, tell: Callable[[str], object], otherwise: str = ""
+    ) -> None:
+        self.folder = folder
         self.owner = owner
         self.tell = tell
-        self._folder = cache / LOCKS
+        self._otherwise = otherwise
+        self._locks = folder / LOCKS
         self._witness = Witness()
         self._told: set[str] = set()
         self._alone = False  # then nothing needs to be claimed
@@ -94,8 +99,8 @@ class Occupant:
                 self._write(admitted=True)
             self._alone = not self.owner.shared
         except OSError as error:
-            raise CacheError(
-                f"{self._folder}: cannot be written ({error.strerror or error}); nothing was"
+            raise LockError(
+                f"{self._locks}: cannot be written ({error.strerror or error}); nothing was"
                 " changed, see to the folder and run the same command again"
             ) from error
 
@@ -105,7 +110,7 @@ class Occupant:
         self._leaving.set()
         if self._heart.ident is not None:
             self._heart.join()
-        with suppress(OSError, CacheError, StoreError):
+        with suppress(OSError, LockError, StoreError):
             if self._file.is_file():
                 self._write(admitted=False)
                 with self.hold(_GATE):
@@ -113,7 +118,7 @@ class Occupant:
                         self._sweep()
         with suppress(OSError, StoreError):
             _remove(self._file)
-            remove_folder(self._folder)
+            remove_folder(self._locks)
 
     def claim(self, name: str) -> bool:
         """Take a piece of work; False where somebody has it who lives, or may."""
@@ -126,7 +131,7 @@ class Occupant:
                 return True
             if last is not None and not self._has_died(last):
                 return False
-            mine = self._folder / (name if last is None else f"{name}.{last}")
+            mine = self._locks / (name if last is None else f"{name}.{last}")
             if not create_exclusively(mine, self.owner.token.encode()):
                 continue
             if last is None or self._follow(name)[-1:] == [self.owner.token]:
@@ -141,7 +146,7 @@ class Occupant:
         if chain[-1:] != [self.owner.token]:
             return
         for end in ("", *(f".{token}" for token in chain[:-1])):  # free from the first one on
-            _remove(self._folder / f"{name}{end}")
+            _remove(self._locks / f"{name}{end}")
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -161,26 +166,26 @@ class Occupant:
             name: of a piece of work that it has claimed.
 
         Raises:
-            CacheError: somebody did, and may be at the same work.
+            LockError: somebody did, and may be at the same work.
         """
         lost = not self._file.is_file()
         if name is not None and not self._alone:
             lost = lost or self._follow(name)[-1:] != [self.owner.token]
         if lost:
-            raise CacheError(
-                f"{self.cache}: was taken over by another process, or removed, while this one gave"
-                " no sign of life; finished shards are safe, run the same command again to continue"
+            raise LockError(
+                f"{self.folder}: was taken over by another process, or removed, while this one gave"
+                " no sign of life; what is finished is safe, run the same command again to continue"
             )
 
     @property
     def scratch(self) -> Path:
         """A file of this process alone, which goes with the folder at the latest."""
-        folder = self._folder if is_local(self.cache) else scratch_folder(self.cache)
+        folder = self._locks if is_local(self.folder) else scratch_folder(self.folder)
         return folder / f"{self.owner.token}.arrow"
 
     @property
     def _file(self) -> Path:
-        return self._folder / (self.owner.token + _OWNER)
+        return self._locks / (self.owner.token + _OWNER)
 
     def _write(self, **changes: bool) -> None:
         with self._writing:
@@ -196,14 +201,14 @@ class Occupant:
     def _follow(self, name: str) -> list[str]:
         """Who claimed a piece of work, and then who took it over from whom."""
         chain: list[str] = []
-        file = self._folder / name
+        file = self._locks / name
         while (token := _read(file)) is not None:
             chain.append(token.decode())
-            file = self._folder / f"{name}.{chain[-1]}"
+            file = self._locks / f"{name}.{chain[-1]}"
         return chain
 
     def _has_died(self, token: str) -> bool:
-        content = _read(self._folder / (token + _OWNER))
+        content = _read(self._locks / (token + _OWNER))
         if not token:  # just created, on a disk without links; or left so for ever
             return self._witness.hears(token, 0, self.owner.patience) is False
         owner = None if content is None else Owner.parse(content)
@@ -221,7 +226,7 @@ class Occupant:
             waiting: for a sign of life of those that may be dead; else they count as living.
         """
         found, pauses = [], lengthen_pauses()
-        for file in self._folder.iterdir():
+        for file in self._locks.iterdir():
             is_other = file.name.endswith(_OWNER) and file.name != self._file.name
             while is_other and (content := _read(file)) is not None:
                 owner = Owner.parse(content)
@@ -243,7 +248,7 @@ class Occupant:
     def _sweep(self) -> None:
         """Remove what dead processes left; only while nobody else is admitted."""
         gate = {_GATE, *(f"{_GATE}.{token}" for token in self._follow(_GATE))}
-        for file in list(self._folder.iterdir()):
+        for file in list(self._locks.iterdir()):
             if file.name == self._file.name or file.name in gate:
                 continue
             content = _read(file) if file.name.endswith(_OWNER) else None
@@ -252,18 +257,18 @@ class Occupant:
                 _remove(file)
 
     def _tell_of(self, owner: Owner, what: str = "") -> None:
-        line = f"{self.cache}: {owner}, at work since {owner.since}, "
+        line = f"{self.folder}: {owner}, at work since {owner.since}, "
         line += what or "has died; its place is taken over"
         if line not in self._told:
             self._told.add(line)
             self.tell(line)
 
-    def _refuse(self, owner: Owner) -> CacheError:
+    def _refuse(self, owner: Owner) -> LockError:
         way = "wait until it has ended"
-        if {owner.purpose, self.owner.purpose} == {"cache-teacher"}:
-            way += ", or start all of them with --share"
-        return CacheError(
-            f"{self.cache}: {owner} has been at work there since {owner.since}; {way}"
+        if self._otherwise and owner.purpose == self.owner.purpose:
+            way += f", or {self._otherwise}"
+        return LockError(
+            f"{self.folder}: {owner} has been at work there since {owner.since}; {way}"
         )
 
 

@@ -1,4 +1,4 @@
-"""A process that works on a cache, and whether it still lives.
+"""A process that works in a folder, and whether it still lives.
 
 On its own machine the process id tells, with the time at which the process began, since ids are
 used again. Elsewhere its heartbeat tells: it rewrites its file, every ten seconds unless it is told
@@ -45,13 +45,13 @@ def find_machine() -> str:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who works on a cache.
+    """Who works in a folder.
 
     Attributes:
         token: of this piece of work, never used again.
         host, process: for whoever reads a message; since: when it began, for the same.
         purpose: the command.
-        shared: whether it shares the cache's shards with others.
+        shared: whether it shares the work with others.
         admitted: false while it waits at the gate, and when it has left.
         machine: tells machines and containers of one host name apart.
         started: when the process began, as the machine counts; empty where it does not say.

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.cache.locking.locks import Occupant, lengthen_pauses
 from pipeline.cache.writer import CacheWriter
 from pipeline.errors import ConfigError
+from pipeline.locking.locks import Occupant, lengthen_pauses
 
 
 class Shards:

@@ -1,0 +1,1 @@
+"""Who works in a folder: on a cache, on a run."""
