@@ -185,12 +185,27 @@ def test_the_local_folder_stays_within_its_bytes(stored, tmp_path, monkeypatch):
         assert sum(file.stat().st_size for file in kept) <= limit
 
 
-def test_a_torn_local_copy_is_fetched_again(stored, tmp_path):
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda content: content[:-7],
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+    ],
+    ids=["torn", "emptied", "zeros", "one bit"],
+)
+def test_what_suffered_near_is_fetched_again(stored, tmp_path, harm):
     read(stored.url)
     for file in (tmp_path / "near" / "ranges").rglob("*"):
         if file.is_file():
-            file.write_bytes(file.read_bytes()[:-7])
-    read(stored.url)
+            file.write_bytes(harm(file.read_bytes()))
+    with stored.store.broken():
+        read(stored.url)
+        assert any("/rows.arrow" in served.path for served in stored.store.served)
+        stored.store.served.clear()
+        read(stored.url)  # what was fetched took its place
+    assert not any("/shards/" in served.path for served in stored.store.served)
 
 
 def test_a_local_folder_that_cannot_be_written_costs_time_alone(stored, monkeypatch):

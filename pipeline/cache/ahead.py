@@ -45,6 +45,10 @@ class Ahead:
         """Begin to fetch what rows need: their targets, and these signals."""
         self._thread.submit(self._fetch, list(rows), sorted(signals))
 
+    def find(self, index: int) -> Shard | None:
+        """A shard that was opened to know what to fetch of it, so that nobody opens it again."""
+        return self._shards.get(index)
+
     def _fetch(self, rows: Sequence[int], signals: Sequence[str]) -> None:
         size = self._manifest.shard_examples
         with suppress(StillroomError, OSError, ValueError, LookupError):

@@ -222,9 +222,13 @@ def read_manifest(path: Path) -> Manifest:
         CacheError: no cache, an unfinished one, a damaged manifest, or a newer format.
     """
     file = path / MANIFEST
-    if not file.is_file():
-        raise CacheError(f"{path}: {_describe_absence(path)}")
-    return parse_document(Manifest, unseal_manifest(path), file)
+    try:
+        raw = unseal_manifest(path)
+    except CacheError as error:
+        if file.is_file():  # asked only now: in a store that is a request
+            raise
+        raise CacheError(f"{path}: {_describe_absence(path)}") from error
+    return parse_document(Manifest, raw, file)
 
 
 def unseal_manifest(path: Path) -> dict[str, Any]:

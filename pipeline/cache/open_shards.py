@@ -93,6 +93,9 @@ class OpenShards:
 
     def _open(self, index: int) -> Shard:
         def open_shard() -> Shard:
+            ahead = self._opened.ahead
+            if ahead is not None and (shard := ahead.find(index)) is not None:
+                return shard
             digest = hex_digest(self._digests, index)
             return Shard(shard_folder(self._path, index), self._manifest, digest)
 

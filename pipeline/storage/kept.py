@@ -14,8 +14,10 @@ import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
+import pyarrow as pa
 
 from pipeline.errors import StoreError
 
@@ -24,6 +26,7 @@ BYTES_VARIABLE = "STILLROOM_CACHE_BYTES"
 _BYTES = 8 * 2**30
 _DRAFT = ".draft"
 _FORGOTTEN = 3600  # seconds after which a draft has nobody who writes it
+_RECENTLY = 60  # seconds in which a second use is not written down
 _CHECKSUM = 4
 
 
@@ -39,10 +42,9 @@ def kept_ranges() -> "Kept":
     Raises:
         StoreError: STILLROOM_CACHE_BYTES is no number.
     """
-    text = os.environ.get(BYTES_VARIABLE) or str(_BYTES)
-    if not text.isdecimal():
-        raise StoreError(f"{BYTES_VARIABLE}: {text!r} is no number of bytes; mend or unset it")
-    return _open(local_root() / "ranges", int(text))
+    # By what they say: this is asked for each range, and a path takes as long as to read one.
+    texts = (os.environ.get(name) for name in (FOLDER_VARIABLE, BYTES_VARIABLE, "HOME"))
+    return _open(*texts)
 
 
 class Kept:
@@ -58,16 +60,29 @@ class Kept:
         self.limit = limit
         self._unseen = limit  # bytes that were written since the folder was last looked through
 
-    def get(self, key: str) -> bytes | None:
-        """The content, None where it is not kept or has suffered."""
-        path = self._at(key)
+    def get(self, key: str, compare: bool = True) -> Any | None:
+        """The content, as a buffer; None where it is not kept or has suffered.
+
+        Args:
+            compare: it with its checksum; whoever knows it by another need not.
+        """
         try:
-            content = path.read_bytes()
-            os.utime(path)
+            descriptor = os.open(self._at(key), os.O_RDONLY)
         except OSError:
             return None
-        body, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
-        return body if _sum(body) == checksum else None
+        try:
+            status = os.fstat(descriptor)
+            content = os.read(descriptor, status.st_size)
+            if time.time() - status.st_mtime > _RECENTLY:
+                os.utime(descriptor)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        if len(content) < _CHECKSUM:
+            return None
+        body = pa.py_buffer(content).slice(0, len(content) - _CHECKSUM)
+        return None if compare and _sum(body) != content[-_CHECKSUM:] else body
 
     def holds(self, key: str) -> bool:
         """Whether content is kept; it may have suffered."""
@@ -79,13 +94,11 @@ class Kept:
             return
         path = self._at(key)
         draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
-        whole = content + _sum(content)
         with suppress(OSError):
-            try:
-                draft.write_bytes(whole)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft.write_bytes(whole)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb", buffering=0) as opened:
+                opened.write(content)
+                opened.write(_sum(content))
             draft.replace(path)
         self._unseen += len(content) + _CHECKSUM
         if self._unseen > self.limit // 16:
@@ -122,9 +135,12 @@ class Kept:
 
 
 @lru_cache(maxsize=8)
-def _open(folder: Path, limit: int) -> Kept:
-    return Kept(folder, limit)
+def _open(folder: str | None, limit: str | None, _home: str | None) -> Kept:
+    text = limit or str(_BYTES)
+    if not text.isdecimal():
+        raise StoreError(f"{BYTES_VARIABLE}: {text!r} is no number of bytes; mend or unset it")
+    return Kept(local_root() / "ranges", int(text))
 
 
-def _sum(content: bytes) -> bytes:
+def _sum(content: Any) -> bytes:
     return int(google_crc32c.value(content)).to_bytes(_CHECKSUM, "little")

@@ -42,24 +42,35 @@ class RangeReader:
         if is_local(path):
             self._whole = pa.memory_map(str(path)).read_buffer()
 
-    def read(self, start: int, size: int, is_whole: Callable[[Any], bool] | None = None) -> Any:
+    def read(self, start: int, size: int) -> Any:
         """A buffer of exactly these bytes.
-
-        Args:
-            is_whole: tells whether bytes are what they should be; others are asked of the store
-                once more, past what is kept. What it says of that is the caller's to ask.
 
         Raises:
             OSError: the file ends before, or cannot be read.
             StoreError: the store does not answer.
         """
+        if self._whole is None:
+            return self._find(start, size, compare=True)
+        there = max(0, min(size, self._whole.size - start))
+        return self._require(self._whole.slice(start, there) if there else b"", start, size)
+
+    def read_checked(
+        self, start: int, size: int, is_whole: Callable[[Any], bool]
+    ) -> tuple[Any, bool]:
+        """The same, and whether it is what it should be.
+
+        Args:
+            is_whole: tells that of some bytes; others are asked of a store once more, past what is
+                kept, which has no need of a checksum of its own.
+        """
         if self._whole is not None:
-            there = max(0, min(size, self._whole.size - start))
-            return self._require(self._whole.slice(start, there) if there else b"", start, size)
-        content = self._find(start, size)
-        if is_whole is not None and not is_whole(content):
-            content = self._fetch(start, size)
-        return content
+            content = self.read(start, size)
+            return content, is_whole(content)
+        content = self._find(start, size, compare=False)
+        if is_whole(content):
+            return content, True
+        content = self._fetch(start, size)
+        return content, is_whole(content)
 
     def read_ahead(self, parts: Sequence[tuple[int, int]]) -> None:
         """Begin to fetch parts, (start, size), that will be read soon; neighbours together, nothing
@@ -86,17 +97,17 @@ class RangeReader:
             kept_ranges().put(key, piece)
         return {key: pa.py_buffer(piece) for key, piece in pieces.items()}
 
-    def _find(self, start: int, size: int) -> Any:
+    def _find(self, start: int, size: int, compare: bool) -> Any:
         if self.version is None:
             return self._fetch(start, size)
         key = self._key(start, size)
-        return _ON_THEIR_WAY.take(key, size, lambda: self._find_kept(start, size))
 
-    def _find_kept(self, start: int, size: int) -> Any:
-        content = kept_ranges().get(self._key(start, size))
-        if content is None or len(content) != size:
-            return self._fetch(start, size)
-        return pa.py_buffer(content)
+        def find_kept() -> Any:
+            content = kept_ranges().get(key, compare)
+            there = content is not None and len(content) == size
+            return content if there else self._fetch(start, size)
+
+        return _ON_THEIR_WAY.take(key, size, find_kept)
 
     def _fetch(self, start: int, size: int) -> Any:
         content = self._ask(start, size)
@@ -123,10 +134,11 @@ def read_into(
     path: Path,
     start: int,
     content: memoryview,
-    version: str | None = None,
-    is_whole: Callable[[Any], bool] | None = None,
-) -> None:
-    """Fill memory with the bytes of a file from `start` on; see `RangeReader`.
+    version: str,
+    is_whole: Callable[[Any], bool],
+) -> bool:
+    """Fill memory with the bytes of a file from `start` on, and tell whether they are what they
+    should be; see `RangeReader`.
 
     Raises:
         OSError: the file ends before, or cannot be read.
@@ -135,12 +147,12 @@ def read_into(
         with path.open("rb", buffering=0) as opened:
             opened.seek(start)
             size = opened.readinto(content)
-    else:
-        found = RangeReader(path, version).read(start, len(content), is_whole)
-        content[:] = memoryview(found).cast("B")
-        size = len(content)
-    if size != len(content):
-        raise OSError(f"{path.name} ends after {start + size:,} bytes")
+        if size != len(content):
+            raise OSError(f"{path.name} ends after {start + size:,} bytes")
+        return is_whole(content)
+    found, whole = RangeReader(path, version).read_checked(start, len(content), is_whole)
+    content[:] = memoryview(found).cast("B")
+    return whole
 
 
 def read_known(path: Path, sha256: str) -> bytes:
@@ -173,9 +185,9 @@ def read_known_ahead(path: Path, sha256: str) -> None:
 
 
 def _find_known(path: Path, sha256: str, key: str) -> bytes:
-    kept = kept_ranges().get(key)
+    kept = kept_ranges().get(key, compare=False)
     if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
-        return kept
+        return bytes(kept)
     content = read_small(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         content = read_small(path)

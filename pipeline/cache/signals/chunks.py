@@ -156,8 +156,8 @@ class ChunkReader:
         """Bytes of a file without the checksum at their end."""
         content = np.empty(size, dtype=np.uint8)
         version = self._files[file][1]
-        read_into(self._path / file, start, content.data, version, _ends_in_its_checksum)
-        if not _ends_in_its_checksum(content):
+        path = self._path / file
+        if not read_into(path, start, content.data, version, _ends_in_its_checksum):
             raise ValueError(f"{file} fails its checksum")
         return content[:-_CHECKSUM_BYTES]
 
