@@ -88,18 +88,19 @@ def extend(
         cache_teacher(config.model_copy(update={"output": added}), progress, growth)
     except _NothingNewError:
         remove_tree(added)
+        view = write_view(output, list_parts(cache))
         console.print(
             f"{output}: a view of {cache_path}, which holds all examples of the data already;"
-            " nothing is new",
+            f" nothing is new{_tell_gaps(view)}",
             soft_wrap=True,
         )
-        return write_view(output, list_parts(cache))
+        return view
     (added / "manifest.json").stat()  # it stood a moment ago: the disk is to blame if it is gone
     view, replaced = _join(cache, TeacherCache.open(added), output, replace)
     told = f", {replaced:,} of them in place of others" if replaced else ""
     console.print(
         f"{output}: a view of {len(view):,} examples, {len(view) + replaced - len(cache):,} new"
-        f" beside {cache_path}{told}",
+        f" beside {cache_path}{told}{_tell_gaps(view)}",
         soft_wrap=True,
     )
     return view
@@ -198,6 +199,11 @@ def _join(
             kept[row] = False
     parts = [*select_rows(cache, RowRuns.of(np.flatnonzero(kept))), *list_parts(added)]
     return write_view(output, parts), int((~kept).sum())
+
+
+def _tell_gaps(view: CacheView) -> str:
+    count = len(view.skipped)
+    return f"; {count:,} without an answer, which the teacher is not asked again" if count else ""
 
 
 def _other_content(cache: TeacherCache, example_id: str, packed: bool) -> MismatchError:

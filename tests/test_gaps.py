@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from pipeline.cache import TeacherCache
 from pipeline.cache.gaps import unasked
 from pipeline.config import load_config
+from pipeline.errors import MismatchError
 from pipeline.examples import CachedExample
 from pipeline.reading import open_reading
 from pipeline.runs import read_result
@@ -108,15 +109,31 @@ def test_a_student_of_two_teachers_passes_over_the_gaps_of_both(
     assert read_result(run).training["examples_seen"] == 2 * len(TRAIN)
 
 
-def test_a_gap_is_no_new_example(tmp_path: Path, gapped: Path) -> None:
-    same = extend(gapped, read_config(gapped), tmp_path / "same", progress=False)
+def test_a_gap_is_no_new_example(
+    tmp_path: Path, gapped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = extend(gapped, read_config(gapped), tmp_path / "same")
     assert len(same) == 30 and set(same.skipped) == {GAP}
+    told = "nothing is new; 1 without an answer, which the teacher is not asked again"
+    assert told in capsys.readouterr().out
     rows = [*mark(make_rows(30))[:22], {**make_rows(1)[0], "id": "row 99"}]
     data = read_config(gapped).data
     files = {**(data.files or {}), "train": str(write_rows(tmp_path / "more.jsonl", rows))}
     config = read_config(gapped, data=data.model_copy(update={"files": files}))
     grown = extend(gapped, config, tmp_path / "more", progress=False)
     assert len(grown) == 31 and set(grown.skipped) == {GAP} and "row 99" in grown
+
+
+def test_a_changed_example_takes_the_place_of_its_gap(tmp_path: Path, gapped: Path) -> None:
+    rows = make_rows(30)[:22]  # without the exclamation mark
+    data = read_config(gapped).data
+    files = {**(data.files or {}), "train": str(write_rows(tmp_path / "mended.jsonl", rows))}
+    config = read_config(gapped, data=data.model_copy(update={"files": files}))
+    with pytest.raises(MismatchError, match=f"holds example '{GAP}' with other content"):
+        extend(gapped, config, tmp_path / "refused", progress=False)
+    mended = extend(gapped, config, tmp_path / "mended", replace=True, progress=False)
+    assert len(mended) == 30 and not mended.skipped
+    assert len(mended.by_id(GAP).targets) == 1
 
 
 def test_what_is_added_to_a_cache_with_a_gap_has_it_too(tmp_path: Path, gapped: Path) -> None:
