@@ -90,6 +90,7 @@ def add_signal(
         partial(_check, cache, hotter),
         _Told.of(cache),
         cache.skipped,
+        whole=False,
     )
     added = TeacherCache.open(cache_teacher(config, progress, growth))
     with RowProgress(console, "comparing", len(cache)) as bar:
@@ -139,7 +140,11 @@ def _make_config(cache: TeacherCache, asked: Sequence[str], hotter: bool) -> Cac
         )
     if not hotter:
         return config
-    every = (*cache.manifest.targets.temperatures, *config.targets.temperatures)
+    known = cache.manifest.targets.temperatures
+    if not set(config.targets.temperatures) - set(known):
+        held = ", ".join(f"{temperature:g}" for temperature in known)
+        raise ConfigError(f"{cache.path}: holds T = {held} already; add another temperature")
+    every = (*known, *config.targets.temperatures)
     kept = config.targets.model_copy(update={"temperatures": tuple(sorted(set(every)))})
     return config.model_copy(update={"targets": kept})
 

@@ -91,12 +91,14 @@ class Growth:
         rows: the data, or what is told of it where its examples come from that cache; None loads
             it.
         gaps: ids that are not asked about, and why: the cache has no answer to them either.
+        whole: whether what is added is to hold all that its task needs; that cache holds it else.
     """
 
     choose: Callable[[Iterable[Example]], Iterable[Example]]
     check: Callable[[Draft], None]
     rows: Rows | None = None
     gaps: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = True
 
 
 @quiet_libraries()
@@ -125,7 +127,8 @@ def cache_teacher(
     """
     if shard_range is not None:
         read_range(shard_range)
-    config = with_needs(config)
+    if growth is None or growth.whole:
+        config = with_needs(config)
     output, console = config.output, Console(quiet=not progress)
     require_same_settings(config)
     rows = None if growth is None else growth.rows

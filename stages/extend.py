@@ -33,7 +33,9 @@ from pipeline.examples import Example
 from pipeline.identity import digest_example
 from pipeline.sources import Rows, load_rows
 from pipeline.storage import remove_tree
+from pipeline.teacher import load_settings, load_tokenizer
 from stages.cache_teacher import CacheConfig, Growth, cache_teacher
+from stages.quiet import quiet_libraries
 from stages.writing import lets_write
 
 _ADDED = "added"
@@ -47,6 +49,7 @@ class _NothingNewError(StillroomError):
     """The cache holds all examples of the data."""
 
 
+@quiet_libraries()
 def extend(
     cache_path: Path,
     config: CacheConfig,
@@ -112,7 +115,8 @@ def _require_task(cache: TeacherCache, config: CacheConfig) -> None:
     Raises:
         MismatchError: names the settings that differ.
     """
-    said = config.task.model_dump(mode="json", exclude_unset=True)
+    task = config.task.complete(load_settings(config.teacher), load_tokenizer(config.teacher))
+    said = task.model_dump(mode="json", exclude_unset=True)
     plain = {name: value for name, value in said.items() if isinstance(value, str | int | float)}
     known = {name: cache.manifest.task.get(name) for name in plain}
     remedy = "Extend it by more data of the same task, or make a cache of its own"

@@ -106,12 +106,12 @@ def filter_cache(
 
 def _tell_ranges(measured: Mapping[str, np.ndarray]) -> str:
     """`; entropy is 1.2 to 3.4, ...` of what was measured."""
-    told = [
-        f"{name.replace('_', ' ')} is {np.nanmin(values):.4g} to {np.nanmax(values):.4g}"
-        for name, values in measured.items()
-        if not np.isnan(values).all()
-    ]
-    return "".join(f"; {ranges}" for ranges in [", ".join(told)] if ranges)
+    told = []
+    for name, values in measured.items():
+        known = values[~np.isnan(values)]
+        span = f"{known.min():.4g} to {known.max():.4g}" if len(known) else "known of none"
+        told.append(f"{name.replace('_', ' ')} is {span}")
+    return f"; {', '.join(told)}"
 
 
 def parse_where(given: Iterable[str]) -> dict[str, list[str]]:
@@ -192,11 +192,11 @@ def _find_values(cache: TeacherCache, column: str, values: Sequence[str]) -> lis
 
 def _find_ids(cache: TeacherCache, file: Path) -> np.ndarray:
     try:
-        wanted = file.read_text(encoding="utf-8").splitlines()
+        wanted = file.read_text(encoding="utf-8-sig").split("\n")  # ids may hold other breaks
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); give a file of ids by line") from error
     rows = []
-    for example_id in filter(None, wanted):
+    for example_id in filter(None, (line.removesuffix("\r") for line in wanted)):
         row = cache.find_row(example_id)
         if row is None:
             raise DataError(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from small_runs import make_language_cache, make_student_config, make_topic_cache, open_student
 from small_teachers import make_bert, save_teacher
+from test_sentence_embeddings import make_cache as make_sentence_cache
+from test_sentence_embeddings import make_encoder
 
 from pipeline.cache import TeacherCache
 from pipeline.cache.sizes import column_bytes
@@ -123,6 +125,18 @@ def test_the_head_is_added_to_a_language_model(tmp_path: Path) -> None:
     assert open_student(run).config.num_hidden_layers == 1
 
 
+def test_a_layer_is_added_to_vectors_of_sentences(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "teacher")
+    cache = TeacherCache.open(make_sentence_cache(tmp_path))
+    view = add_signal(cache.path, tmp_path / "more", ["hidden.layers=[1]"], progress=False)
+    assert set(view.manifest.signals) == {"pooled", "layer.1"}
+    assert set(TeacherCache.open(tmp_path / "more" / "added").manifest.signals) == {"layer.1"}
+    assert_keeps(view, cache)
+    assert all(len(view[row].hidden["layer.1"]) == len(view[row].input_ids) for row in range(9))
+    with pytest.raises(ConfigError, match="holds pooled already"):
+        add_signal(cache.path, tmp_path / "again", ["hidden.pooled=true"], progress=False)
+
+
 def test_a_view_of_views_keeps_what_was_added(shelf: Path, tmp_path: Path) -> None:
     quiet: dict[str, Any] = {"progress": False}
     select(shelf / "cache", tmp_path / "half", Choice(every=2))
@@ -153,6 +167,7 @@ def test_a_view_that_was_not_written_is_written_without_asking_again(
     [
         (["hidden.layers=[2]"], r"holds layer\.2 already"),
         (["hidden.dtype=float16"], "nothing is added"),
+        (["targets.temperatures=[2]"], "holds T = 1, 2 already; add another temperature"),
         (["targets.top_k=3", "hidden.layers=[1]"], r"targets\.top_k=3: cannot be added"),
         (["data.carry=[text]"], r"data\.carry=\[text\]: cannot be added"),
     ],

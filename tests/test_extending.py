@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from small_teachers import make_bert, make_llama, make_rows, save_teacher, write_rows
+from small_translators import make_t5, make_translation_cache
 
 from pipeline.cache import CacheView, Draft, TeacherCache
+from pipeline.config import load_config
 from pipeline.errors import CacheError, ConfigError, MismatchError
 from stages.add_signal import add_signal
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.extend import extend
+from stages.select import Choice, select
 
 ROWS = make_rows(30)
 OLD, NEW = ROWS[:18], ROWS[18:]
@@ -242,6 +245,20 @@ def test_another_task_is_named_before_what_comes_of_it(cache: Path, tmp_path: Pa
     shorter = {"name": "sequence-classification", "max_length": 3}
     with pytest.raises(MismatchError, match=r"cached with task\.max_length 48, asked for 3"):
         grow(tmp_path, ROWS, task=shorter)
+
+
+def test_a_cache_grows_by_its_own_config_whatever_the_task_took_from_the_teacher(
+    tmp_path: Path,
+) -> None:
+    cache = TeacherCache.open(make_translation_cache(tmp_path, make_t5()))
+    assert isinstance(cache.manifest.task["decoder_start"], int)
+    config = load_config(CacheConfig, cache.path / "config.yaml")
+    select(cache.path, tmp_path / "half", Choice(every=2))
+    view = extend(tmp_path / "half", config, tmp_path / "larger", progress=False)
+    assert sorted(view.ids()) == sorted(cache.ids())
+    other = config.task.model_copy(update={"decoder_start": 7})
+    with pytest.raises(MismatchError, match=r"cached with task\.decoder_start \d+, asked for 7"):
+        extend(cache.path, config.model_copy(update={"task": other}), tmp_path / "other")
 
 
 def test_another_teacher_is_refused(cache: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cache_examples import make_draft, make_examples, write_cache
 from rich.console import Console
 from small_runs import (
     make_data,
@@ -76,6 +78,20 @@ def test_examples_are_taken_by_a_list_of_ids(take: Taking, topics: Path, tmp_pat
     (tmp_path / "ids.txt").write_text("nobody\n")
     with pytest.raises(DataError, match="has no example 'nobody'"):
         take(ids=tmp_path / "ids.txt")
+
+
+def test_ids_of_any_letters_are_found_whatever_wrote_their_list(tmp_path: Path) -> None:
+    names = ["ünïcödé", "日本語 行", "a,b=c", "  spaced  ", "x\u2028y\x0cz", "../../etc", '<b>&"']
+    draft = make_draft(len(names))
+    examples = [replace(e, example_id=n) for e, n in zip(make_examples(draft), names, strict=True)]
+    write_cache(tmp_path / "cache", draft, examples)
+    for number, wanted in enumerate((names, names[3:5], names[-1:])):
+        view = tmp_path / f"view {number}"
+        (tmp_path / "ids.txt").write_bytes("\r\n".join(wanted).encode("utf-8-sig"))
+        select(tmp_path / "cache", view, Choice(ids=tmp_path / "ids.txt"), Console(quiet=True))
+        found = TeacherCache.open(view)
+        assert list(found.ids()) == wanted
+        assert all(found.by_id(name).example_id == name for name in wanted)
 
 
 def test_a_wish_that_nothing_meets_is_refused(take: Taking, topics: Path, tmp_path: Path) -> None:
