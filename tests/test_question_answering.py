@@ -148,7 +148,7 @@ def test_what_is_cached_is_what_the_teacher_says_over_the_context(cache: Path) -
                 dense = torch.zeros(96).scatter(0, said.ids[n], said.log_probs[n].exp())
                 expected = torch.zeros(96)
                 expected[: len(inside)][inside] = (logits[inside] / temperature).softmax(0)
-                torch.testing.assert_close(dense, expected, rtol=0.0, atol=1e-6)
+                torch.testing.assert_close(dense, expected, rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", ["the same", "bytes"])
@@ -196,7 +196,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
     found = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run").state_dict()
     assert read_result(tmp_path / "run").training["steps"] == 2
     for name, expected in live.state_dict().items():
-        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=1e-6, msg=name)
+        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=1e-5, msg=name)
 
 
 def _ask_by_character(row: dict[str, Any], tokenizer: Any) -> list[torch.Tensor]:
@@ -247,7 +247,7 @@ def test_no_probability_is_lost_between_tokenizers_at_any_cached_temperature(cac
                 said = example.targets.at(temperature)
                 dense = torch.zeros(2, 96).scatter(1, said.ids, said.log_probs.exp())
                 inside = dense[:, first : first + count].sum(dim=1)
-                torch.testing.assert_close(inside, torch.ones(2), rtol=0.0, atol=1e-6)
+                torch.testing.assert_close(inside, torch.ones(2), rtol=0.0, atol=1e-5)
             labels = example.label_ids
             original = TeacherCache.open(cache).by_id(example.example_id).label_ids
             assert ((labels == UNLABELLED) == (original == UNLABELLED)).all()

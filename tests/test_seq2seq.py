@@ -216,7 +216,7 @@ def test_cached_training_equals_training_with_the_live_teacher(
         optimizer.step()
     found = AutoModelForSeq2SeqLM.from_pretrained(train_student(config)).state_dict()
     for key, expected in student.state_dict().items():
-        torch.testing.assert_close(found[key], expected, rtol=0.0, atol=1e-6, msg=key)
+        torch.testing.assert_close(found[key], expected, rtol=0.0, atol=1e-5, msg=key)
 
 
 def test_a_student_with_the_teachers_weights_has_nothing_to_learn(

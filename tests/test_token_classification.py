@@ -243,7 +243,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
     found = AutoModelForTokenClassification.from_pretrained(tmp_path / "run").state_dict()
     assert read_result(tmp_path / "run").training["steps"] == 2
     for name, expected in live.state_dict().items():
-        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=1e-6, msg=name)
+        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=1e-5, msg=name)
 
 
 def test_a_run_measures_words_entities_and_languages(cache: Path, tmp_path: Path) -> None:

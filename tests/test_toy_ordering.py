@@ -196,7 +196,7 @@ def test_an_unbiased_tail_recovers_most_of_what_the_dense_teacher_gives(
 
 
 def test_draws_alone_and_behind_an_exact_head_teach_the_same(outcomes: dict[str, Outcome]) -> None:
-    assert abs(outcomes["hybrid"].loss - outcomes["draws"].loss) < 0.002
+    assert abs(outcomes["hybrid"].loss - outcomes["draws"].loss) < 0.004
 
 
 def test_draws_keep_a_student_calibrated_and_truncation_does_not(

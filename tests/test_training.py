@@ -81,7 +81,7 @@ def test_cached_training_equals_training_with_the_live_teacher(cache: Path, tmp_
     found = open_student(tmp_path / "run").state_dict()
     assert steps == read_result(tmp_path / "run").training["steps"] > 3
     for name, expected in student.state_dict().items():
-        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=3e-6, msg=name)
+        torch.testing.assert_close(found[name], expected, rtol=0.0, atol=3e-5, msg=name)
 
 
 def test_the_folder_opens_whole_and_holds_no_projection(run: Path) -> None:
