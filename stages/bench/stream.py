@@ -273,8 +273,8 @@ def _measure_scale(setting: Setting, tokens: int) -> Scale:
 
 
 def _compare_sums(cache: TeacherCache) -> float:
-    """Seconds that the checksums of an epoch take by themselves, of bytes that are mapped: the first
-    touch of a page takes longer than its sum, and whoever decodes it has to touch it anyway."""
+    """Seconds that the checksums of an epoch take by themselves, of bytes that are mapped: to touch
+    a page first takes longer than its sum, and whoever decodes it has to do that anyway."""
     seconds = 0.0
     for index in range(cache.manifest.num_shards):
         folder = shard_folder(cache.path, index)
