@@ -59,9 +59,11 @@ def import_dump(config: ImportConfig, progress: bool = True) -> Path:
     tell = partial(console.print, soft_wrap=True)
     with occupy(config.output, "import", tell=tell) as here:
         manifest = _import(config, reading, here, console)
+    rows = {} if manifest.imported is None else manifest.imported.rows
+    empty = f" ({rows['unanswered']:,} of them without a target)" if "unanswered" in rows else ""
     tell(
-        f"{config.output}: {manifest.totals.examples:,} examples, {manifest.totals.targets:,}"
-        f" targets, {format_bytes(manifest.totals.bytes)}"
+        f"{config.output}: {manifest.totals.examples:,} examples{empty},"
+        f" {manifest.totals.targets:,} targets, {format_bytes(manifest.totals.bytes)}"
     )
     return config.output
 

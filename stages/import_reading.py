@@ -91,9 +91,20 @@ class DumpReading:
         return {**(self.facts.columns or {}), **asked}
 
     def examples(self, findings: Findings) -> Iterator[Example]:
-        """Every example, its rows checked and counted."""
+        """Every example, its rows checked and counted.
+
+        Raises:
+            DataError: there is none, or not one target.
+        """
         for sound, columns in self.sounds(findings):
             yield replace(sound.example, columns=columns)
+        if not findings.targets:
+            texts = f"{findings.unanswered:,} texts without one distribution"
+            raise DataError(
+                f"files: hold {texts if findings.unanswered else 'no rows'}, expected"
+                f" log-probabilities as {self.dump.name} has them; give the files of a teacher that"
+                " was asked for them"
+            )
 
     def sounds(self, findings: Findings) -> Iterator[tuple[Sound, Mapping[str, Column]]]:
         """Every record with its carried columns.
@@ -113,7 +124,13 @@ class DumpReading:
         self, row: Mapping[str, Any], name: str, split: Split | None, findings: Findings
     ) -> Iterator[tuple[Sound, Mapping[str, Column]]]:
         if self.dump.id_field is not None:
-            name = str(_pick(row, self.dump.id_field, "format.id_field"))
+            name = _pick(row, self.dump.id_field, "format.id_field")
+            if name is None:
+                raise DataError(
+                    f"has a null in {self.dump.id_field!r}; name a field that all rows have in"
+                    " format.id_field"
+                )
+            name = str(name)
         columns = {ours: _pick(row, theirs, "carry") for ours, theirs in self.columns.items()}
         for count, record in enumerate(self.dump.records(row, self.tokenizer)):
             sound = require_sound(record, self.space, findings)

@@ -4,10 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from small_dumps import V, import_files, say, write_lines
+from pyarrow import parquet
+from small_dumps import V, import_files, save_tokenizer, say, write_lines
 
+from pipeline.cache import TeacherCache
+from pipeline.config import parse_config
 from pipeline.errors import ConfigError, DataError, ModelError, StillroomError
+from stages.import_dump import import_dump
+from stages.import_reading import ImportConfig
 
 K = 8
 Row = dict[str, Any]
@@ -175,3 +181,48 @@ def test_settings_that_do_not_fit_the_dump_are_named(
     settings = {"format": "axolotl", "files": file, **changes}
     with pytest.raises(kind, match=reason):
         import_files(tmp_path, settings.pop("format"), settings.pop("files"), **settings)
+
+
+def mute(row: Row) -> Row:
+    """A text that the teacher said nothing about."""
+    return {"input_ids": row["input_ids"], "logprobs": [], "target_token_ids": []}
+
+
+def test_a_dump_in_which_nothing_is_said_is_refused(tmp_path: Path) -> None:
+    for rows, found in (
+        ([], "files: hold no rows, expected log-probabilities as axolotl has them"),
+        ([mute(row) for row in make_rows(2)], "files: hold 2 texts without one distribution"),
+    ):
+        with pytest.raises(DataError, match=found):
+            import_files(tmp_path, "axolotl", write_lines(tmp_path / "dump.jsonl", rows))
+        assert not (tmp_path / "cache" / "shards").exists()
+
+
+def test_texts_about_which_nothing_is_said_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, three = make_rows(3)
+    settings = {
+        "output": str(tmp_path / "cache"),
+        "format": "axolotl",
+        "files": write_lines(tmp_path / "dump.jsonl", [one, mute(two), three]),
+        "tokenizer": save_tokenizer(tmp_path / "tokenizer"),
+        "teacher": {"model": "somebody/teacher"},
+    }
+    cache = TeacherCache.open(import_dump(parse_config(ImportConfig, settings, "the import")))
+    assert [len(example.targets) for example in map(cache.__getitem__, range(3))] == [23, 0, 23]
+    assert cache.manifest.imported is not None
+    assert cache.manifest.imported.rows["unanswered"] == 1
+    assert "3 examples (1 of them without a target), 46 targets" in capsys.readouterr().out
+
+
+def test_a_null_is_no_id_and_no_row(tmp_path: Path) -> None:
+    rows = [{**row, "name": name} for row, name in zip(make_rows(2), ("a", None), strict=True)]
+    named = {"name": "axolotl", "id_field": "name"}
+    with pytest.raises(DataError, match="row 1: has a null in 'name'; name a field that all rows"):
+        import_files(tmp_path, named, write_lines(tmp_path / "dump.jsonl", rows))
+    plain = {"input_ids": rows[0]["input_ids"], "token_ids": rows[0]["target_token_ids"]}
+    file = str(tmp_path / "dump.parquet")
+    parquet.write_table(pa.Table.from_pylist([{**plain, "top_values": None}]), file)
+    with pytest.raises(DataError, match="row 0: has a null in 'top_values'; leave it out"):
+        import_files(tmp_path, "distillkit", file)

@@ -156,8 +156,8 @@ class DistillKit(Dump):
                 " would be divided by, so that their probabilities are not known"
             )
         if "top_values" in row:
-            ids, values = matrix(take(row, "token_ids"), np.int64), matrix(row["top_values"], float)
-            return ids, values
+            ids, values = take(row, "token_ids"), take(row, "top_values")
+            return matrix(ids, np.int64), matrix(values, float)
         if self.compression is None:
             raise ConfigError(
                 f"format.compression is missing, and there is no {_BESIDE} beside the dump;"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from pipeline.config import StrictModel
@@ -139,11 +140,14 @@ def take(row: Row, name: str) -> Any:
     """A field of a row.
 
     Raises:
-        DataError: it has none of that name.
+        DataError: it has none of that name, or a null.
     """
-    if row.get(name) is None:
+    if name not in row:
         raise DataError(f"has no {name!r} among {', '.join(row)}; give the format of these files")
-    return row[name]
+    value = row[name]
+    if value is None or (isinstance(value, pa.Scalar) and not value.is_valid):
+        raise DataError(f"has a null in {name!r}; leave it out, or make it again")
+    return value
 
 
 def read_chat(messages: Any, tokenizer: Any, **options: Any) -> np.ndarray:

@@ -38,6 +38,7 @@ class Findings:
         tailless: rows whose probabilities add up to 1.
         scaled: rows whose probabilities added up to more, by at most `excess`.
         unnamed: entries that have no id.
+        unanswered: texts without a target.
     """
 
     targets: int = 0
@@ -50,6 +51,7 @@ class Findings:
     scaled: int = 0
     excess: float = 0.0
     unnamed: int = 0
+    unanswered: int = 0
 
     def describe(self) -> dict[str, Any]:
         """JSON values; counts of 0 are left out."""
@@ -140,6 +142,7 @@ def require_sound(record: Record, space: Space, findings: Findings) -> Sound:
     findings.least = min(findings.least, int(counts.min(initial=findings.least)))
     findings.most = max(findings.most, int(counts.max(initial=0)))
     findings.unnamed += record.unnamed
+    findings.unanswered += not len(ids)
     example = Example(
         example_id=str(record.example_id),
         input_ids=record.input_ids.astype(np.int32),
