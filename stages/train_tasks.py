@@ -146,7 +146,8 @@ def train_tasks(config: TasksConfig) -> list[Path]:
             for lesson in lessons:
                 delattr(lesson.model, PROJECTIONS)
                 name = lesson.name
-                _finish(configs[name], readings[name], lineages[name], lesson, took)
+                if not (configs[name].output / RESULT).is_file():  # else a reader may be at it
+                    _finish(configs[name], readings[name], lineages[name], lesson, took)
             remove_leftovers(config.output)
     return folders
 

@@ -141,6 +141,20 @@ def test_students_of_several_tasks_are_trained_by_one_process_at_a_time(
         assert train_tasks(make_config(caches, runs[0].parent)) == runs
 
 
+def test_a_finished_task_is_not_written_again_while_another_is_finished(
+    caches: dict[str, Path], runs: list[Path], tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(runs[0].parent, tmp_path / "run"))
+    (output / "masks" / "result.json").unlink()  # as after a kill between the two
+    finished = [file for file in (output / "topics").iterdir() if file.name != "config.yaml"]
+    before = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in finished}
+    train_tasks(make_config(caches, output))
+    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in finished} == before
+    for run, whole in zip((output / "topics", output / "masks"), runs, strict=True):
+        weights = [(folder / "model.safetensors").read_bytes() for folder in (run, whole)]
+        assert weights[0] == weights[1]
+
+
 class Stop(TrainerCallback):
     """Fail after some steps, as a machine does."""
 

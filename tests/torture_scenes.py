@@ -18,11 +18,21 @@ from small_translators import make_bart, make_pair_data
 
 from stages.cache_teacher import CacheConfig
 from stages.train_student import StudentConfig
+from stages.train_tasks import TasksConfig
+from stages.train_teacher import TrainTeacherConfig
 
 LITTER = re.compile(
     r"\.draft$|\.unfitted$|^examples.*\.arrow$|^generated\.jsonl$|^draft\.json$|^locks$"
     r"|^checkpoints$|^config\.yaml\.|\.lock$|^\.?tmp|\.partial$"
 )
+
+
+_TASKS = 2
+_TRAININGS = {
+    StudentConfig: "train-student",
+    TasksConfig: "train-tasks",
+    TrainTeacherConfig: "train-teacher",
+}
 
 
 def remove(output: Path) -> None:
@@ -62,7 +72,8 @@ class Scene:
 
 
 def make_scenes(root: Path) -> list[Scene]:
-    """Stage one and two in their forms, over data and models of their own in a folder."""
+    """Stage one and two in their forms, over data and models of their own in a folder; the training
+    of a teacher."""
     pairs = root / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
     teacher = save_teacher(root / "teacher", make_llama())
@@ -112,6 +123,21 @@ def make_scenes(root: Path) -> list[Scene]:
             {"name": "logits"},
         ],
     }
+    tasks = {
+        **{name: student[name] for name in ("student", "evaluation", "training")},
+        "tasks": {
+            "sure": {"cache": student["cache"], "losses": [{"name": "forward_kl"}], "share": 2.0},
+            "deep": {"cache": student["cache"], "losses": student["losses"]},
+        },
+    }
+    taught = {
+        "task": {"name": "causal-lm", "block_size": 32},
+        "data": data,
+        "model": student["student"],
+        "tokenizer": {"vocab_size": 260},
+        "evaluation": student["evaluation"],
+        "training": student["training"],
+    }
     first = _scene(root, "stage one", "caches/plain", CacheConfig, capture)
     return [
         first,
@@ -120,6 +146,8 @@ def make_scenes(root: Path) -> list[Scene]:
         _scene(root, "stage two", "runs/plain", StudentConfig, student),
         _scene(root, "stage two, with patience", "runs/patient", StudentConfig, patient),
         _scene(root, "stage two, in stages", "runs/staged", StudentConfig, staged),
+        _scene(root, "train-tasks", "runs/tasks", TasksConfig, tasks),
+        _scene(root, "train-teacher", "runs/taught", TrainTeacherConfig, taught),
     ]
 
 
@@ -130,7 +158,9 @@ def _scene(root: Path, name: str, output: str, kind: Any, settings: dict[str, An
         marks = (read_cache_files, count_shards, promise_shards)
         return Scene(name, root / output, ["cache-teacher", str(file)], *marks, alone=True)
     marks = (read_run_files, _ended_stages, _promise_steps)
-    return Scene(name, root / output, ["train-student", str(file)], *marks, alone=True)
+    if kind is TasksConfig:
+        marks = (read_run_files, _find_results, _promise_tasks)
+    return Scene(name, root / output, [_TRAININGS[kind], str(file)], *marks, alone=True)
 
 
 def _repair(root: Path, whole: Scene) -> Scene:
@@ -175,11 +205,11 @@ def read_cache_files(cache: Path) -> dict[str, bytes]:
 def read_run_files(run: Path) -> dict[str, bytes]:
     """Every file of a run, without the seconds that it took."""
     files = _read_files(run)
-    for name in ("result.json", "metrics.jsonl"):
-        if name in files:
-            files[name] = re.sub(rb'"(evaluation_)?seconds": [0-9.e-]+', b"", files[name])
-    if "README.md" in files:
-        files["README.md"] = re.sub(rb"[0-9.,]+ s on ", b"", files["README.md"])
+    for name, content in files.items():
+        if Path(name).name in ("result.json", "metrics.jsonl"):
+            files[name] = re.sub(rb'"(evaluation_)?seconds": [0-9.e-]+', b"", content)
+        elif Path(name).name == "README.md":
+            files[name] = re.sub(rb"[0-9.,]+ s on ", b"", content)
     return files
 
 
@@ -208,6 +238,22 @@ def _ended_stages(run: Path) -> dict[str, Any]:
         file.parent.name: (file.stat().st_ino, file.stat().st_mtime_ns)
         for file in run.glob("checkpoints/*/stage.json")
     }
+
+
+def _find_results(run: Path) -> dict[str, Any]:
+    """Of several tasks: the files of those that are finished, and when they were written."""
+    return {
+        file.relative_to(run).as_posix(): (file.stat().st_ino, file.stat().st_mtime_ns)
+        for result in run.glob("*/result.json")
+        for file in result.parent.iterdir()
+        if not LITTER.search(file.name)
+    }
+
+
+def _promise_tasks(run: Path) -> str:
+    """As of a run of one stage, until every task is finished."""
+    finished = len(list(run.glob("*/result.json")))
+    return _promise_steps(run) if finished < _TASKS else ""
 
 
 def _promise_steps(run: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is made of a cache that stands, tortured too: views, a larger one, an export, an import."""
+"""What is made of a cache that stands, tortured too: views, more of it, an export, an import."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,8 +37,10 @@ def make_view_scenes(root: Path, whole: Scene) -> list[Scene]:
 
     return [
         view("select", "select", str(cache), "--every", "2"),
+        view("filter", "filter", str(cache), "--tokens", "5:"),
         _after(split, view("merge", "merge", str(test), str(train))),
         _extend(root, whole, capture),
+        _add_signal(root, whole),
         _export(root, cache),
         _import(root, cache, Path(capture["teacher"]["model"])),
     ]
@@ -70,6 +72,18 @@ def _extend(root: Path, whole: Scene, capture: dict[str, Any]) -> Scene:
         name="extend",
         output=output,
         command=["extend", str(whole.output), str(file), "--output", str(output)],
+        treasures=lambda output: count_shards(output / "added"),
+        promise=lambda output: promise_shards(output / "added"),
+    )
+
+
+def _add_signal(root: Path, whole: Scene) -> Scene:
+    output = root / "views" / "deeper"
+    return replace(
+        whole,
+        name="add-signal",
+        output=output,
+        command=["add-signal", str(whole.output), str(output), "--set", "hidden.layers=[1]"],
         treasures=lambda output: count_shards(output / "added"),
         promise=lambda output: promise_shards(output / "added"),
     )
