@@ -45,7 +45,8 @@ def export_cache(
             f"--format {format!r} is none for a cache{did_you_mean(format, PLAIN_FORMATS)}"
         )
     cache = TeacherCache.open(path)
-    file = output or path.with_name(f"{path.name}.{format}")
+    beside = path.resolve() if path.name in ("", "..") else path  # . has no name
+    file = output or beside.with_name(f"{beside.name}.{format}")
     if file.exists():
         raise StillroomError(f"{file}: stands already; choose another --output or delete it")
     if hidden and not cache.manifest.signals:

@@ -1,6 +1,7 @@
 """A cache as plain columns: all that its records say, readable by whoever reads Parquet or JSON."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,17 @@ def test_what_stands_is_not_written_over(cache: TeacherCache, tmp_path: Path) ->
     with pytest.raises(StillroomError, match="stands already"):
         export_cache(cache.path, output=tmp_path / "out.parquet")
     assert (tmp_path / "out.parquet").read_bytes() == b"mine"
+
+
+def test_a_cache_is_exported_beside_itself_from_wherever_it_is_called(
+    cache: TeacherCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cache.path, tmp_path / "here")
+    for folder, named in (("here", "."), ("here/shards", ".."), (".", "here")):
+        monkeypatch.chdir(tmp_path / folder)
+        file = export_cache(Path(named), "jsonl")
+        assert file.resolve() == tmp_path / "here.jsonl"
+        file.unlink()
 
 
 def test_a_format_for_students_is_none_for_a_cache(cache: TeacherCache) -> None:

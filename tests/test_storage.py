@@ -16,6 +16,7 @@ from small_relay import FAULTS, Rule
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage import (
     RangeReader,
+    as_folder,
     as_path,
     create_object,
     list_files,
@@ -248,3 +249,10 @@ def test_addresses_of_every_kind_are_paths(tmp_path):
     hub = as_path("hf://datasets/somebody/caches/first")
     assert str(hub / "manifest.json") == "hf://datasets/somebody/caches/first/manifest.json"
     assert str(as_path(hub).parent) == "hf://datasets/somebody/caches"
+
+
+def test_a_home_is_found_where_no_shell_has_looked_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/caches/demo") == as_folder("~/caches/demo") == tmp_path / "caches" / "demo"
+    for text in ("~no such user/x", "here/~", "s3://bucket/~/x"):
+        assert str(as_path(text)) == text

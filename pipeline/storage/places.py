@@ -24,7 +24,7 @@ def as_path(text: str | Path) -> Path:
     if isinstance(text, Path):
         return text
     if isinstance(text, str) and "://" not in text:
-        return Path(text)
+        return _expand(text)
     address = str(text)
     kind, _, name = address.partition("://")
     if kind == "file":
@@ -54,6 +54,14 @@ def as_path(text: str | Path) -> Path:
         ) from error
     path: Path = remote
     return path
+
+
+def _expand(text: str) -> Path:
+    """With the home that a `~` stands for, which no shell sees in a config or behind `=`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody's home: a folder of that name
+        return Path(text)
 
 
 def as_folder(text: str | Path) -> Path:
