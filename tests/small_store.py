@@ -3,9 +3,11 @@
     s3fs --HTTP--> Relay (faults by rule, every request written down) --HTTP--> server (moto)
 
 `store` is a fixture of the whole session, `bucket` an empty place in it for one test, with the
-environment that any S3-compatible store is found by.
+environment that any S3-compatible store is found by. STILLROOM_STORES names further stores, by
+addresses under which anything may be written, that what holds of every store is tried on too.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import count
 from threading import Thread
+from uuid import uuid4
 
 import pytest
 from small_relay import SmallStore
@@ -21,6 +24,7 @@ from stages.loopback import serve_store
 
 SIGNED = "AWS4-HMAC-SHA256 Credential=small/20260101/us-east-1/s3/aws4_request"
 BUCKET = "caches"
+STORES = ["memory", "s3", *os.environ.get("STILLROOM_STORES", "").split()]
 
 
 @dataclass
@@ -122,3 +126,12 @@ def bucket(store: SmallStore, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     store.rules = []
     store.served.clear()
     return Bucket(store, f"s3://{BUCKET}/{next(_NAMES)}")
+
+
+def find_place(kind: str, request: pytest.FixtureRequest) -> str:
+    """An empty address in one of STORES."""
+    if kind == "memory":
+        return f"memory://{uuid4().hex}/0"
+    if kind == "s3":
+        return str(request.getfixturevalue("bucket").url)
+    return f"{kind.rstrip('/')}/{uuid4().hex}"

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from small_relay import FAULTS, Rule
+from small_store import STORES, find_place
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage import (
@@ -29,7 +31,6 @@ from pipeline.storage import (
 
 CONTENT = random.Random(0).randbytes(50_000)
 SHARD = {"rows": CONTENT, "arrays/a": b"a" * 10, "arrays/b": b"b" * 20, "last": b"{}"}
-PLACES = ["disk", "memory", "s3"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +38,12 @@ def _near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "near"))
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=["disk", *STORES])
 def place(request, tmp_path) -> Path:
     """An empty folder of each kind."""
     if request.param == "disk":
         return tmp_path / "cache"
-    if request.param == "memory":
-        return as_path(f"memory://{tmp_path.name}")
-    return as_path(request.getfixturevalue("bucket").url)
+    return as_path(find_place(request.param, request))
 
 
 def fill(folder: Path, files: dict[str, bytes] = SHARD) -> None:
@@ -105,10 +104,9 @@ def test_parts_of_a_file_are_read_and_its_end_is_told(place):
             reader.read(len(CONTENT) - 10, 20)
 
 
-@pytest.mark.parametrize("name", ["memory", "s3"])
-def test_of_many_that_create_an_object_one_succeeds(request, name):
-    place = as_path("memory://locks" if name == "memory" else request.getfixturevalue("bucket").url)
-    remove_tree(place)
+@pytest.mark.parametrize("kind", STORES)
+def test_of_many_that_create_an_object_one_succeeds(request, kind):
+    place = as_path(find_place(kind, request))
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: create_object(place / "a", b"%d" % n), range(8)))
     assert found.count(True) == 1
@@ -219,8 +217,6 @@ def test_a_path_passes_a_fork(place):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("gs://bucket/cache", r"gs:// is not installed .*; pip install gcsfs"),
-        ("az://container/cache", r"az:// is not installed .*; pip install adlfs"),
         ("warp://somewhere", r"warp://somewhere: is no address of a store .*use a folder, s3://"),
         ("s3://", "is no address of a store"),
     ],
@@ -228,6 +224,14 @@ def test_a_path_passes_a_fork(place):
 def test_addresses_that_cannot_be_opened_are_told(address, message):
     with pytest.raises(ConfigError, match=message):
         as_path(address)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
+def test_a_store_whose_package_is_missing_is_told(kind, package):
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ConfigError, match=rf"{kind}:// is not installed .*; pip install {package}"):
+        as_path(f"{kind}://place/cache")
 
 
 def test_a_hub_that_cannot_be_reached_is_told():

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from small_relay import Rule
 from small_runs import make_data, make_student_config
+from small_store import STORES, find_place
 from small_teachers import make_llama, save_teacher
 
 from pipeline.cache import TeacherCache
@@ -33,13 +34,11 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=STORES)
 def place(request, tmp_path, monkeypatch) -> str:
     """An empty address of each kind."""
     monkeypatch.setenv("STILLROOM_CACHE_DIR", str(tmp_path / "near"))
-    if request.param == "memory":
-        return f"memory://{tmp_path.name}/0"
-    return str(request.getfixturevalue("bucket").url)
+    return find_place(request.param, request)
 
 
 def make_config(world: Path, output: str, **changes) -> CacheConfig:
