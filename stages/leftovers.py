@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.cache.manifest import DRAFT, MANIFEST
 from pipeline.errors import LockError
 from pipeline.locking.locks import LOCKS, occupy
-from pipeline.storage import scratch_folder
+from pipeline.storage import remove_file, scratch_folder
 
 _SCRATCH = ("examples.arrow", "generated.jsonl", "*.draft")
 
@@ -40,4 +40,4 @@ def remove_leftovers(cache: Path) -> None:
             here.hold("capture"),
         ):
             for file in find_leftovers(cache):
-                file.unlink(missing_ok=True)
+                remove_file(file)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from small_hub import hub  # noqa: F401
 from small_store import bucket, store  # noqa: F401
 
 settings.register_profile("stillroom", deadline=None, derandomize=True)

@@ -24,7 +24,7 @@ from stages.loopback import serve_store
 
 SIGNED = "AWS4-HMAC-SHA256 Credential=small/20260101/us-east-1/s3/aws4_request"
 BUCKET = "caches"
-STORES = ["memory", "s3", *os.environ.get("STILLROOM_STORES", "").split()]
+STORES = ["memory", "s3", "hf", *os.environ.get("STILLROOM_STORES", "").split()]
 
 
 @dataclass
@@ -134,4 +134,7 @@ def find_place(kind: str, request: pytest.FixtureRequest) -> str:
         return f"memory://{uuid4().hex}/0"
     if kind == "s3":
         return str(request.getfixturevalue("bucket").url)
+    if kind == "hf":
+        request.getfixturevalue("hub").files["me/caches"] = {}
+        return "hf://datasets/me/caches/0"
     return f"{kind.rstrip('/')}/{uuid4().hex}"

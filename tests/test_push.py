@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from rich.console import Console
-from small_hub import SmallHub, run_hub
+from small_hub import SmallHub
 from small_runs import make_language_cache, make_student_config
 from typer.testing import CliRunner
 
@@ -21,15 +21,6 @@ from stages.train_student import train_student
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("push")
     return train_student(make_student_config(make_language_cache(root), root / "run"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> object:
-    """A hub on this machine, and the token that it takes."""
-    with run_hub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", "hf_small")
-        yield hub
 
 
 def publish_to(folder: Path, name: str, dry_run: bool = False) -> str:

@@ -39,7 +39,14 @@ from pipeline.cache.signals.fidelity import Fidelity
 from pipeline.cache.signals.projection import FILE, Bases
 from pipeline.cache.views.file import VIEW, is_view
 from pipeline.errors import CacheError, DataError
-from pipeline.storage import hash_file, list_files, sync_folder, sync_tree, writing_folder
+from pipeline.storage import (
+    hash_file,
+    list_files,
+    remove_file,
+    sync_folder,
+    sync_tree,
+    writing_folder,
+)
 
 # What stands beside the shards: folders, and files that reached the disk when they were written.
 OUTSIDE = ("index", "tokenizer", FILE, output_head.FILE)
@@ -184,7 +191,7 @@ class CacheWriter:
             if folder.is_dir():
                 sync_tree(folder)
         write_manifest(self.path, manifest, beside=self.path / DRAFT)
-        (self.path / DRAFT).unlink(missing_ok=True)
+        remove_file(self.path / DRAFT)
         sync_folder(self.path)
         return manifest
 

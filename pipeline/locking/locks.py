@@ -22,7 +22,14 @@ from pathlib import Path
 from pipeline.errors import LockError, StoreError
 from pipeline.locking.exclusive import create_exclusively
 from pipeline.locking.owners import BEATS, Owner, Witness
-from pipeline.storage import is_local, read_small, remove_folder, scratch_folder, write_bytes
+from pipeline.storage import (
+    is_local,
+    read_small,
+    remove_file,
+    remove_folder,
+    scratch_folder,
+    write_bytes,
+)
 
 LOCKS = "locks"
 _GATE = "gate"
@@ -117,7 +124,7 @@ class Occupant:
                     if not self._find_others(waiting=False):
                         self._sweep()
         with suppress(OSError, StoreError):
-            _remove(self._file)
+            remove_file(self._file)
             remove_folder(self._locks)
 
     def claim(self, name: str) -> bool:
@@ -136,7 +143,7 @@ class Occupant:
                 continue
             if last is None or self._follow(name)[-1:] == [self.owner.token]:
                 return True
-            _remove(mine)  # its owner was gone before we came
+            remove_file(mine)  # its owner was gone before we came
 
     def release(self, name: str) -> None:
         """Give a piece of work back, unless it was taken over."""
@@ -146,7 +153,7 @@ class Occupant:
         if chain[-1:] != [self.owner.token]:
             return
         for end in ("", *(f".{token}" for token in chain[:-1])):  # free from the first one on
-            _remove(self._locks / f"{name}{end}")
+            remove_file(self._locks / f"{name}{end}")
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -239,7 +246,7 @@ class Occupant:
                     continue
                 if alive is False:
                     self._tell_of(owner)
-                    _remove(file)
+                    remove_file(file)
                 else:
                     found.append(owner)
                 break
@@ -254,7 +261,7 @@ class Occupant:
             content = _read(file) if file.name.endswith(_OWNER) else None
             owner = None if content is None else Owner.parse(content)
             if owner is None or self._witness.is_alive(owner) is False:
-                _remove(file)
+                remove_file(file)
 
     def _tell_of(self, owner: Owner, what: str = "") -> None:
         line = f"{self.folder}: {owner}, at work since {owner.since}, "
@@ -289,8 +296,3 @@ def _read(file: Path) -> bytes | None:
         return content if whole else file.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _remove(file: Path) -> None:
-    with suppress(FileNotFoundError):
-        file.unlink()

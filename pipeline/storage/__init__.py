@@ -5,7 +5,8 @@
 Either is joined by `/` and read by `read_bytes`; this room has what differs.
 
     places     from text to path; whose file system is asked (`patience`: again and again)
-    files      whole files and folders: written so that they are there whole or not at all, listed
+    files      whole files and folders: written so that they are there whole or not at all
+    listing    which files there are, how large, and that they go
     ranges     parts of a file: mapped into memory here, fetched, `kept` near and ahead elsewhere
     staging    folders of this machine for what is on its way to a store
 """
@@ -14,21 +15,24 @@ from pipeline.storage.files import (
     SMALL_BYTES,
     create_object,
     fetch_file,
-    find_size,
     hash_file,
-    list_files,
     local_folder,
     map_file,
     read_small,
     reading,
-    remove_folder,
-    remove_tree,
     rewriting,
     write_bytes,
     writing,
     writing_folder,
 )
 from pipeline.storage.kept import kept_ranges, local_root
+from pipeline.storage.listing import (
+    find_size,
+    list_files,
+    remove_file,
+    remove_folder,
+    remove_tree,
+)
 from pipeline.storage.patience import read_seconds
 from pipeline.storage.places import Folder, Location, as_folder, as_path, is_local
 from pipeline.storage.ranges import RangeReader, open_file, read_into, read_known, read_known_ahead
@@ -59,6 +63,7 @@ __all__ = [
     "read_seconds",
     "read_small",
     "reading",
+    "remove_file",
     "remove_folder",
     "remove_tree",
     "rewriting",

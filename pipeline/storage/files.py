@@ -1,17 +1,17 @@
 """Whole files and folders: here they appear by rename, in a store by a put, which is atomic."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import CacheError, StoreError
+from pipeline.errors import StoreError
+from pipeline.storage.listing import list_files, remove_tree
 from pipeline.storage.places import is_local
 from pipeline.storage.staging import scratch_folder, staging
 from pipeline.storage.syncing import sync_file, sync_folder
@@ -170,18 +170,6 @@ def read_small(path: Path) -> bytes:
     return content
 
 
-def find_size(path: Path) -> int | None:
-    """Bytes of a file, None where there is none; of a store by one request."""
-    if is_local(path):
-        return path.stat().st_size if path.is_file() else None
-    remote: Any = path
-    try:
-        found = remote.fs.info(remote.path)
-    except FileNotFoundError:
-        return None
-    return int(found["size"]) if found["type"] == "file" else None
-
-
 def hash_file(path: Path, size: int | None = None) -> str:
     """sha256 of a file's content, in hex.
 
@@ -215,49 +203,6 @@ def fetch_file(path: Path, copy: Path, size: int) -> str:
             digest.update(piece)
             opened.write(piece)
     return digest.hexdigest()
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder and all below it, if it is there.
-
-    Raises:
-        OSError: some of it cannot be removed.
-    """
-    if is_local(path):
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
-    elif names := list_files(path):
-        remote: Any = path
-        remote.fs.rm([(remote / name).path for name in names])
-
-
-def remove_folder(path: Path) -> None:
-    """Remove an empty folder; a store has none.
-
-    Raises:
-        OSError: it is not empty, or not there.
-    """
-    if is_local(path):
-        path.rmdir()
-
-
-def list_files(path: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path below it; of a store, by one listing.
-
-    Raises:
-        CacheError: a store lists a name that would lead out of a folder of this machine.
-    """
-    if is_local(path):
-        files = (file for file in path.rglob("*") if file.is_file())
-        return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
-    remote: Any = path
-    found = remote.fs.find(remote.path, detail=True)
-    root = remote.path.rstrip("/") + "/"
-    names = {name: name.removeprefix(root) for name in found}
-    for name in names.values():  # a key of a store may hold anything
-        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
-            raise CacheError(f"{path}: lists {name[:80]!r}, which leads out of it; copy it by hand")
-    return {names[name]: entry["size"] for name, entry in found.items()}
 
 
 def local_folder(path: Path) -> Path:

@@ -8,6 +8,7 @@ It holds no connection itself, so that it may pass a fork: whoever asks, asks wi
 its own process.
 """
 
+import errno
 import os
 import random
 import time
@@ -20,7 +21,14 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from pipeline.errors import StoreError
-from pipeline.storage.refusals import BEYOND, find_status, is_final, name_refusal, say_once
+from pipeline.storage.refusals import (
+    BEYOND,
+    find_status,
+    is_final,
+    is_missing,
+    name_refusal,
+    say_once,
+)
 
 PATIENCE_VARIABLE = "STILLROOM_STORE_PATIENCE"
 TIMEOUT_VARIABLE = "STILLROOM_STORE_TIMEOUT"
@@ -31,6 +39,7 @@ _LEAST = 3  # tries that are made even where answers take longer than the patien
 _SLOWEST = 64 * 2**10  # bytes per second; a transfer that is slower is begun again
 _PART = 16 * 2**20  # bytes of a part of an upload; up to twice as many are put at once
 _MOST_PARTS = 10_000
+_NO_HOLDER = "the bucket, container or repository does not exist"
 
 _RANDOM = random.SystemRandom()  # the training's own generator must not notice
 
@@ -135,10 +144,20 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         self._repeat("read", rpath, get)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        """Put an object.
+
+        Raises:
+            FileExistsError: mode is "create", and it is there.
+            NotImplementedError: mode is "create", and the store has no conditional put.
+        """
+        generic = getattr(type(self._files()), "pipe_file", None) is AbstractFileSystem.pipe_file
+        if mode == "create" and generic:  # it would look and then put, as two who look at once do
+            raise NotImplementedError(f"{self._store}:// has no conditional put")
+
         def put() -> None:
             self._call("pipe_file", len(value), path, value, mode=mode)
 
-        self._repeat("written", path, put, missing="the bucket or container does not exist")
+        self._repeat("written", path, put, missing=_NO_HOLDER)
 
     def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
         size = Path(lpath).stat().st_size
@@ -148,23 +167,30 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         def put() -> None:
             self._call("put_file", size, str(lpath), rpath, **kwargs)
 
-        self._repeat("written", rpath, put, missing="the bucket or container does not exist")
+        self._repeat("written", rpath, put, missing=_NO_HOLDER)
 
     def rm_file(self, path: str) -> None:
         def remove() -> None:
             try:
                 self._call("rm_file", 0, path)
-            except FileNotFoundError:  # by the try before, whose answer was lost
-                return
+            except Exception as error:
+                if not is_missing(error):  # by the try before, whose answer was lost
+                    raise
 
         self._repeat("removed", path, remove)
 
     def rm(self, path: str | list[str], recursive: bool = False, **kwargs: Any) -> None:
+        if self._store == "hf" and isinstance(path, list):  # it takes one at a time
+            for one in path:
+                self.rm_file(one)
+            return
+
         def remove() -> None:
             try:
                 self._call("rm", 0, path, recursive=recursive)
-            except FileNotFoundError:
-                return
+            except Exception as error:
+                if not is_missing(error):
+                    raise
 
         self._repeat("removed", path if isinstance(path, str) else path[0], remove)
 
@@ -204,6 +230,11 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
         if isinstance(files, AsyncFileSystem):
             limit = 2 * read_seconds(TIMEOUT_VARIABLE, _TIMEOUT) + size / _SLOWEST
             return sync(files.loop, getattr(files, f"_{method}"), *args, timeout=limit, **kwargs)
+        if self._store == "hf":
+            if method == "cat_file":  # what was asked for, of a file that nobody looks up before
+                kwargs |= {"size": kwargs["end"], "cache_type": "none"}
+            else:
+                files.dircache.clear()  # it would hide what others write, whatever it is told
         return getattr(files, method)(*args, **kwargs)
 
     def _repeat(
@@ -224,9 +255,9 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
             except FileExistsError:
                 raise
             except Exception as error:
-                if isinstance(error, FileNotFoundError) and is_final(error):
+                if is_missing(error) and is_final(error):
                     if missing is None:
-                        raise
+                        raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
                     told = f"{url}: cannot be {done} ({missing}); create it first"
                     raise StoreError(told) from error
                 if is_final(error):

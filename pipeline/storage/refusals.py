@@ -11,8 +11,9 @@ _FINAL = (
 )
 # Of botocore, which is not imported for the sake of other stores.
 _FINAL_NAMES = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
+_NOT_FOUND = 404
 BEYOND = 416  # a range that begins behind the end of the object
-_PASSING_STATUS = {408, 409, 425, 429}
+_PASSING_STATUS = {408, 409, 412, 425, 429}  # 412: another commit to a repository came before
 _PASSING_CODES = {
     *("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"),
     "NoSuchUpload",  # whose end was answered, but the answer lost
@@ -27,6 +28,11 @@ def is_final(error: BaseException) -> bool:
     if isinstance(error, (*_FINAL, StoreError)) or type(error).__name__ in _FINAL_NAMES:
         return True
     return 400 <= status < 500 and status not in _PASSING_STATUS
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the store says that an object, or what should hold it, is not there."""
+    return isinstance(error, FileNotFoundError) or find_status(error)[0] == _NOT_FOUND
 
 
 def find_status(error: BaseException) -> tuple[int, str]:

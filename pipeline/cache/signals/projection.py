@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.config import StrictModel
 from pipeline.errors import CacheError, DataError, say
-from pipeline.storage import hash_file, write_bytes
+from pipeline.storage import hash_file, remove_file, write_bytes
 
 FILE = "projections.safetensors"
 Blocks = Callable[[], Iterable[Tensor]]  # passes through the same vectors every time, [n, D] each
@@ -157,7 +157,7 @@ class Bases:
 
     def forget(self) -> None:
         """Find them anew: the file is not the one that vectors were projected with."""
-        self._file.unlink(missing_ok=True)
+        remove_file(self._file)
         self._found, self._digest = {}, None
 
     def get(self, signal: str) -> Basis | None:

@@ -18,7 +18,7 @@ from pipeline.cache.signals.projection import FILE as PROJECTIONS_FILE
 from pipeline.cache.verifying.beside import CAPTURE, CONFIG, SETTINGS
 from pipeline.cache.verifying.findings import Report
 from pipeline.cache.writer import OUTSIDE
-from pipeline.storage import remove_tree, sync_folder, sync_tree
+from pipeline.storage import remove_file, remove_tree, sync_folder, sync_tree
 
 _INDEX = "index"
 
@@ -59,16 +59,16 @@ def _unfinish(path: Path, shards: list[int], lost: set[str]) -> list[str]:
         write_sealed(path / DRAFT, draft)
     for index in shards:
         folder = shard_folder(path, index)
-        (folder / SHARD).unlink(missing_ok=True)
+        remove_file(folder / SHARD)
         if folder.is_dir():
             sync_folder(folder)
     if PROJECTIONS_FILE in lost:
-        (path / PROJECTIONS_FILE).unlink(missing_ok=True)
+        remove_file(path / PROJECTIONS_FILE)
         told.append(f"{PROJECTIONS_FILE}: lost, and with it every shard: all are queued again")
     others = sorted(lost - {PROJECTIONS_FILE, MANIFEST, DRAFT})
     told += [f"{name}: is written anew when the cache is finished" for name in others]
     for name in (MANIFEST, *({DRAFT} & lost)):
-        (path / name).unlink(missing_ok=True)
+        remove_file(path / name)
         if name in lost:
             told.append(f"{name}: removed, its shards are known by themselves")
     sync_folder(path)
@@ -96,4 +96,4 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         remove_tree(path)
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path)
