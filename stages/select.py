@@ -25,7 +25,8 @@ class Choice:
     Attributes:
         ids: a file of example ids, one per line.
         split: train, validation or test.
-        where: column -> values, as text, of which the example's is one.
+        where: column -> values, as text, of which the example's is one; several in one text with
+            commas between, unless that is a value itself.
         every: of those left, each n-th.
         first: of those left, the first so many.
     """
@@ -115,7 +116,7 @@ def _tell_ranges(measured: Mapping[str, np.ndarray]) -> str:
 
 
 def parse_where(given: Iterable[str]) -> dict[str, list[str]]:
-    """`column=value,value` of the command line.
+    """`column=value,value` of the command line; which commas belong to a value the column tells.
 
     Raises:
         ConfigError: no such pair.
@@ -125,7 +126,7 @@ def parse_where(given: Iterable[str]) -> dict[str, list[str]]:
         column, separator, values = text.partition("=")
         if not separator or not column:
             raise ConfigError(f"--where {text}: expected column=value, or column=value,value")
-        found.setdefault(column, []).extend(values.split(","))
+        found.setdefault(column, []).append(values)
     return found
 
 
@@ -182,12 +183,13 @@ def _mark(cache: TeacherCache, *rows: RowRuns | np.ndarray) -> np.ndarray:
 
 def _find_values(cache: TeacherCache, column: str, values: Sequence[str]) -> list[RowRuns]:
     groups = cache.group(column)
-    for value in values:
+    wanted = [v for text in values for v in ([text] if text in groups else text.split(","))]
+    for value in wanted:
         if value not in groups:
             raise DataError(
                 f"{cache.path}: no example has {column} {value!r}{did_you_mean(value, groups)}"
             )
-    return [groups[value] for value in values]
+    return [groups[value] for value in wanted]
 
 
 def _find_ids(cache: TeacherCache, file: Path) -> np.ndarray:

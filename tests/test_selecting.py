@@ -94,6 +94,22 @@ def test_ids_of_any_letters_are_found_whatever_wrote_their_list(tmp_path: Path) 
         assert all(found.by_id(name).example_id == name for name in wanted)
 
 
+def test_commas_stand_between_values_unless_they_are_in_one(tmp_path: Path) -> None:
+    draft = make_draft(6, columns={"place": "string"})
+    places = ["Oslo", "Washington, DC", "Washington", " DC", "Oslo", "Lima"]
+    examples = [
+        replace(example, columns={"place": place})
+        for example, place in zip(make_examples(draft), places, strict=True)
+    ]
+    write_cache(tmp_path / "cache", draft, examples)
+    for number, (asked, rows) in enumerate(
+        [("Washington, DC", [1]), ("Oslo,Lima", [0, 4, 5]), ("Washington,Lima", [2, 5])]
+    ):
+        where, view = parse_where([f"place={asked}"]), tmp_path / f"view {number}"
+        select(tmp_path / "cache", view, Choice(where=where), Console(quiet=True))
+        assert list(TeacherCache.open(view).ids()) == [examples[row].example_id for row in rows]
+
+
 def test_a_wish_that_nothing_meets_is_refused(take: Taking, topics: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no example has language 'tlh'"):
         take(where={"language": ["tlh"]})
@@ -147,8 +163,8 @@ def test_a_view_does_not_begin_where_a_run_stands(take: Taking, tmp_path: Path, 
 
 
 def test_options_of_the_command_line_are_read() -> None:
-    assert parse_where(["language=sw,yo", "topic=a=b"]) == {
-        "language": ["sw", "yo"],
+    assert parse_where(["language=sw,yo", "topic=a=b", "language=en"]) == {
+        "language": ["sw,yo", "en"],
         "topic": ["a=b"],
     }
     assert parse_range("--loss", "0.5:2") == (0.5, 2.0)
