@@ -252,11 +252,13 @@ def read_draft(path: Path) -> Draft:
     return parse_document(Draft, read_json(path / DRAFT), path / DRAFT, whole=True)
 
 
-def read_shard(folder: Path, content: bytes | None = None) -> ShardInfo:
-    """Read <shard>/shard.json, or its bytes where they have been read."""
-    if content is None:
-        return read_shard_hashed(folder)[0]
-    file = folder / "shard.json"
+def read_shard(folder: Path) -> ShardInfo:
+    """Read <shard>/shard.json."""
+    return read_shard_hashed(folder)[0]
+
+
+def parse_shard(file: Path, content: bytes) -> ShardInfo:
+    """The same, where its bytes have been read."""
     return parse_document(ShardInfo, parse_json(file, content), file)
 
 

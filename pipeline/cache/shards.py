@@ -19,7 +19,7 @@ import google_crc32c
 
 from pipeline.cache.codecs import Ranking
 from pipeline.cache.columns import name_damaged
-from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.manifest import Draft, ShardInfo, parse_shard, read_shard
 from pipeline.cache.messages import BROKEN
 from pipeline.cache.names import require_inside
 from pipeline.cache.record_batch import Batch
@@ -96,12 +96,13 @@ class Shard:
         self._name = str(folder)  # which takes a store's path as long as some columns to decode
         self._draft = draft
         self._kinds = target_columns(draft)
-        content = read_known(folder / SHARD, sha256)
-        self.info = read_shard(folder, content)
+        file = folder / SHARD
+        content = read_known(file, sha256)
+        self.info = parse_shard(file, content)
         # A store has no half files, and asking it for each would take longer than reading them.
         damage = find_damage(folder, self.info) if is_local(folder) else None
         if hashlib.sha256(content).hexdigest() != sha256:
-            damage = f"{folder / SHARD}: is not the one that the manifest was written for"
+            damage = f"{file}: is not the one that the manifest was written for"
         if damage:
             raise CacheError(f"{damage}; {DAMAGED}")
         if is_local(folder):
@@ -112,15 +113,18 @@ class Shard:
             self._rows = RangeReader(folder / ROWS, self.info.files[ROWS][1])
             self._schema = make_schema(draft)
             require_consistent(self.info, draft, int(folder.name))
-            prefix = f"{HIDDEN}/"
-            files = {
-                name.removeprefix(prefix): file
-                for name, file in self.info.files.items()
-                if name.startswith(prefix)
-            }
-            self._hidden = BlockReader(folder / HIDDEN, draft.signals, files)
         except BROKEN as error:
             raise _name_damage(self._folder, error) from error
+
+    @cached_property
+    def _hidden(self) -> BlockReader:
+        prefix = f"{HIDDEN}/"
+        files = {
+            name.removeprefix(prefix): file
+            for name, file in self.info.files.items()
+            if name.startswith(prefix)
+        }
+        return BlockReader(self._folder / HIDDEN, self._draft.signals, files)
 
     @cached_property
     def _ranking(self) -> Ranking:

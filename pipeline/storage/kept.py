@@ -58,6 +58,7 @@ class Kept:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.limit = limit
+        self._root = str(folder)
         self._unseen = limit  # bytes that were written since the folder was last looked through
 
     def get(self, key: str, compare: bool = True) -> Any | None:
@@ -86,13 +87,13 @@ class Kept:
 
     def holds(self, key: str) -> bool:
         """Whether content is kept; it may have suffered."""
-        return self._at(key).is_file()
+        return os.access(self._at(key), os.R_OK)
 
     def put(self, key: str, content: bytes) -> None:
         """Keep content, and let go of what was not used for longest."""
         if len(content) > self.limit // 16:
             return
-        path = self._at(key)
+        path = Path(self._at(key))
         draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,11 +109,11 @@ class Kept:
     def drop(self, key: str) -> None:
         """Forget content."""
         with suppress(OSError):
-            self._at(key).unlink()
+            Path(self._at(key)).unlink()
 
-    def _at(self, key: str) -> Path:
+    def _at(self, key: str) -> str:
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return self.folder / name[:2] / name[2:]
+        return f"{self._root}/{name[:2]}/{name[2:]}"
 
     def _make_room(self) -> None:
         # Of several processes each may write a sixteenth more before it looks.

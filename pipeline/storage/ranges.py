@@ -101,13 +101,11 @@ class RangeReader:
         if self.version is None:
             return self._fetch(start, size)
         key = self._key(start, size)
-
-        def find_kept() -> Any:
+        if not _ON_THEIR_WAY.holds(key):
             content = kept_ranges().get(key, compare)
-            there = content is not None and len(content) == size
-            return content if there else self._fetch(start, size)
-
-        return _ON_THEIR_WAY.take(key, size, find_kept)
+            if content is not None and len(content) == size:
+                return content
+        return _ON_THEIR_WAY.take(key, size, lambda: self._fetch(start, size))
 
     def _fetch(self, start: int, size: int) -> Any:
         content = self._ask(start, size)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.cache.index.contents import CONTENTS, read_shard_contents
-from pipeline.cache.manifest import Draft, ShardInfo, read_shard
+from pipeline.cache.manifest import Draft, ShardInfo, parse_shard
 from pipeline.cache.shards import SHARD, read_column, read_columns, shard_folder
 from pipeline.errors import CacheError
 from pipeline.storage import is_local, kept_ranges, read_known
@@ -77,7 +77,8 @@ class Gathered:
         content = kept_ranges().get(_name(folder, self._digests[index]))
         if content is not None:
             return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
-        info = read_shard(folder, read_known(folder / SHARD, self._digests[index]))
+        file = folder / SHARD
+        info = parse_shard(file, read_known(file, self._digests[index]))
         table = _gather(folder, self._draft, info)
         _keep(folder, self._digests[index], table)
         return table
