@@ -77,37 +77,27 @@ def _take_once(known: _Joined, other: _Joined) -> None:
 
     Ids are compared by their hashes first, so that no example of two caches is read that have none
     in common.
+
+    Raises:
+        MismatchError: one id with two contents.
     """
     hashes = np.isin(hash_rows(other.cache), hash_rows(known.cache))
     for row in np.flatnonzero(hashes).tolist():
-        example = other.cache[row]
-        there = known.cache.find_row(example.example_id)
+        name = other.cache[row].example_id
+        there = known.cache.find_row(name)
         if there is None:
             continue
-        _require_same_content(known.cache, there, other.cache, row)
-        gap = example.example_id in known.cache.skipped
-        loser, at = (other, row)
-        if gap and example.example_id not in other.cache.skipped:
-            loser, at = (known, there)
+        gaps = [name in cache.skipped for cache in (known.cache, other.cache)]
+        one = _find_content(known.cache, there, asked=gaps[0] == gaps[1])
+        if one != _find_content(other.cache, row, asked=gaps[0] == gaps[1]):
+            raise MismatchError(
+                f"{other.cache.path}: example {name!r} is another than in {known.cache.path}; leave"
+                " it out of one of them with `stillroom select`, or give it an id of its own"
+            )
+        loser, at = (known, there) if gaps == [True, False] else (other, row)
         loser.taken[at] = False
 
 
-def _require_same_content(known: TeacherCache, there: int, other: TeacherCache, row: int) -> None:
-    """Compare an example of two caches; where one has a gap, as if nothing had been asked.
-
-    Raises:
-        MismatchError: one is another than the other.
-    """
-    name = other[row].example_id
-    if (name in known.skipped) == (name in other.skipped):
-        same = known.content(there) == other.content(row)
-    else:
-        one, two = (
-            digest_example(unasked(cache[at])) for cache, at in ((known, there), (other, row))
-        )
-        same = one == two
-    if not same:
-        raise MismatchError(
-            f"{other.path}: example {name!r} is another than in {known.path}; leave it"
-            " out of one of them with `stillroom select`, or give it an id of its own"
-        )
+def _find_content(cache: TeacherCache, row: int, asked: bool) -> bytes:
+    """The content of an example, or what it would be had nothing been asked."""
+    return cache.content(row) if asked else digest_example(unasked(cache[row]))
