@@ -34,3 +34,4 @@ def serve_store() -> Iterator[int]:
             yield int(process.stdout.readline())
         finally:
             process.stdin.close()
+            process.kill()  # whatever it is busy with: nothing of it is kept

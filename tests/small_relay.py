@@ -11,7 +11,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,13 +151,11 @@ class _Relay(BaseHTTPRequestHandler):
 
     def relay(self) -> tuple[HTTPResponse, bytes]:
         """What the server answers."""
-        connection = HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-        connection.request(self.command, self.path, self.receive(), headers)
-        response = connection.getresponse()
-        body = response.read()
-        connection.close()
-        return response, body
+        with closing(HTTPConnection("127.0.0.1", self.server.behind, timeout=60)) as connection:
+            connection.request(self.command, self.path, self.receive(), headers)
+            response = connection.getresponse()
+            return response, response.read()
 
     def begin(self, response: HTTPResponse, length: int) -> None:
         """Send the head of an answer."""

@@ -170,7 +170,7 @@ def test_what_a_newer_stillroom_says_of_an_owner_is_passed_over(tmp_path: Path) 
 
 
 def test_a_killed_process_counts_as_dead_before_its_parent_asks_for_it(tmp_path: Path) -> None:
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["sleep", "600"])
     started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     owner = Owner("feedfacefeedface", "verify", False, True, process=process.pid, started=started)
     create_exclusively(tmp_path / LOCKS / f"{owner.token}.json", owner.dump())

@@ -77,19 +77,19 @@ class RangeReader:
         that is near already."""
         if self._whole is not None or self.version is None:
             return
-        kept = kept_ranges()
-        keys = {part: self._key(*part) for part in sorted(parts)}
-        missing = [
-            part
-            for part, key in keys.items()
-            if not _ON_THEIR_WAY.holds(key) and not kept.holds(key)
-        ]
-        for run in _join(missing):
+        for run in _join([part for part in sorted(set(parts)) if not self._is_near(*part)]):
             sizes = {self._key(*part): part[1] for part in run}
             _ON_THEIR_WAY.begin(sizes, partial(self._fetch_run, run))
 
+    def _is_near(self, start: int, size: int) -> bool:
+        key = self._key(start, size)
+        return _ON_THEIR_WAY.holds(key) or kept_ranges().holds(key)
+
     def _fetch_run(self, run: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The parts of one range by their keys."""
+        near = {key: kept_ranges().get(key) for key in (self._key(*part) for part in run)}
+        if None not in near.values():
+            return near  # somebody needed them, and was quicker than whoever looked ahead
         first = run[0][0]
         whole = self._ask(first, sum(size for _, size in run))
         pieces = {self._key(a, n): bytes(whole[a - first : a - first + n]) for a, n in run}
