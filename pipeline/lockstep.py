@@ -140,6 +140,12 @@ class Turns:
             self._waiting.remove(player)
             self._condition.notify_all()
 
+    def end(self) -> None:
+        """Nobody gets another turn."""
+        with self._condition:
+            self._failed = True
+            self._condition.notify_all()
+
     def _wait(self, player: int) -> None:
         self._condition.wait_for(lambda: self._failed or self._waiting[0] == player)
         if self._failed:
@@ -175,7 +181,8 @@ def run_in_turns(jobs: Sequence[Callable[[Seat], Result]], keep: int = 1) -> lis
         keep: batches of an optimizer step.
 
     Raises:
-        Exception: of the first job that failed; the others were ended at their next turn.
+        Exception: of the first job that failed; the others were ended at their next turn, as all
+            are by an interrupt.
     """
     shared, turns = SharedBatches(keep), Turns(len(jobs))
     results: dict[int, Result] = {}
@@ -198,10 +205,17 @@ def run_in_turns(jobs: Sequence[Callable[[Seat], Result]], keep: int = 1) -> lis
         threading.Thread(target=copy_context().run, args=(play, player), daemon=True)
         for player in range(len(jobs))
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # an interrupt, of which no other thread hears
+        turns.end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
     if errors:
         raise errors[0]
     return [results[player] for player in range(len(jobs))]

@@ -1,5 +1,7 @@
 """Several students in one pass: each is what it would have been alone, each batch made once."""
 
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,24 @@ def test_students_that_read_otherwise_are_refused(cache: Path, tmp_path: Path) -
     shared.view(selection, Collator(TASK, 0))
     with pytest.raises(ConfigError, match="students trained together must read alike"):
         shared.view(selection, Collator(TASK, 1))
+
+
+def test_an_interrupt_ends_all_students() -> None:
+    """Or their threads would train on, in folders that nobody else may use."""
+    begun: list[Seat] = []
+    assert threading.current_thread() is threading.main_thread()
+
+    def job(seat: Seat) -> None:
+        begun.append(seat)
+        if len(begun) == 2:  # all have been started, and are waited for
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while True:
+            seat.on_step_end(None, None, None)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_turns([job, job])
+    assert (len(begun), threading.active_count()) == (2, before)
 
 
 def test_one_students_failure_ends_all_with_its_error(tmp_path: Path) -> None:
