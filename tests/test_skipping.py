@@ -21,7 +21,7 @@ from pipeline.batches import Selection
 from pipeline.cache import RowRuns, TeacherCache, select_rows, write_view
 from pipeline.cache.gaps import allow_skips
 from pipeline.config import parse_config
-from pipeline.errors import DataError, NumericalError
+from pipeline.errors import CacheError, DataError, NumericalError
 from pipeline.targets import Targets
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.export_cache import export_cache
@@ -163,6 +163,9 @@ def test_a_view_knows_of_the_gap_where_it_takes_it(tmp_path: Path, sick: Path) -
         known = [f"row {row}" for row in rows if row != 13]
         assert sorted(e.example_id for e in view.stream(seed=0, epoch=0)) == sorted(known)
         assert list(view.ids("train")) == known
+    view = write_view(tmp_path / "alone", select_rows(cache, RowRuns.of(np.array([13]))))
+    with pytest.raises(CacheError, match="has no answer to any example of the split 'train'"):
+        view.split_indices("train")
 
 
 def test_a_gap_stays_one_through_an_export_and_an_import(tmp_path: Path, sick: Path) -> None:

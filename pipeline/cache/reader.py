@@ -186,7 +186,7 @@ class TeacherCache:
         """Rows whose column `split` equals this one, ascending.
 
         Raises:
-            CacheError: no split is carried, or none of this name.
+            CacheError: no split is carried, or none of this name, or none of it was answered.
         """
         if "split" not in self.manifest.columns:
             raise CacheError(
@@ -194,8 +194,13 @@ class TeacherCache:
             )
         rows = self.leave_out(self._find_split(split), self.skipped)
         if not len(rows):
-            hint = did_you_mean(split, self._list_splits())
-            raise CacheError(f"{self.path}: has no split {split!r}{hint}")
+            known = self._list_splits()
+            if split in known:
+                raise CacheError(
+                    f"{self.path}: has no answer to any example of the split {split!r}; cache or"
+                    " merge others"
+                )
+            raise CacheError(f"{self.path}: has no split {split!r}{did_you_mean(split, known)}")
         return rows
 
     def stream(
