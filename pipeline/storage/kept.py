@@ -61,11 +61,12 @@ class Kept:
         self._root = str(folder)
         self._unseen = limit  # bytes that were written since the folder was last looked through
 
-    def get(self, key: str, compare: bool = True) -> Any | None:
+    def get(self, key: str, compare: bool = True, size: int | None = None) -> Any | None:
         """The content, as a buffer; None where it is not kept or has suffered.
 
         Args:
             compare: it with its checksum; whoever knows it by another need not.
+            size: its bytes, where they are known.
         """
         try:
             descriptor = os.open(self._at(key), os.O_RDONLY)
@@ -80,9 +81,10 @@ class Kept:
             return None
         finally:
             os.close(descriptor)
-        if len(content) < _CHECKSUM:
+        found = len(content) - _CHECKSUM
+        if found < 0 or size not in (None, found):
             return None
-        body = pa.py_buffer(content).slice(0, len(content) - _CHECKSUM)
+        body = pa.py_buffer(content).slice(0, found)
         return None if compare and _sum(body) != content[-_CHECKSUM:] else body
 
     def holds(self, key: str) -> bool:

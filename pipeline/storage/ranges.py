@@ -101,11 +101,10 @@ class RangeReader:
         if self.version is None:
             return self._fetch(start, size)
         key = self._key(start, size)
-        if not _ON_THEIR_WAY.holds(key):
-            content = kept_ranges().get(key, compare)
-            if content is not None and len(content) == size:
-                return content
-        return _ON_THEIR_WAY.take(key, size, lambda: self._fetch(start, size))
+        look = partial(kept_ranges().get, key, compare, size)
+        near = None if _ON_THEIR_WAY.holds(key) else look()
+        # Looked for again: it may have come, and been taken by another thread, in between.
+        return near or _ON_THEIR_WAY.take(key, size, lambda: look() or self._fetch(start, size))
 
     def _fetch(self, start: int, size: int) -> Any:
         content = self._ask(start, size)
