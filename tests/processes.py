@@ -14,15 +14,15 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def strike_once(found: Callable[[], object], number: signal.Signals = signal.SIGKILL) -> None:
-    """Send this process a signal, once, when it opens a file and something is found.
+def strike_once(found: Callable[[str], object], number: signal.Signals = signal.SIGKILL) -> None:
+    """Send this process a signal, once, when it is about to open a file and something is found.
 
     Nobody has to notice from outside, who might look too late.
     """
     struck = threading.Lock()
 
-    def look(event: str, arguments: object) -> None:
-        if event == "open" and found() and struck.acquire(blocking=False):
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and found(str(arguments[0])) and struck.acquire(blocking=False):
             os.kill(os.getpid(), number)
 
     sys.addaudithook(look)

@@ -85,7 +85,7 @@ def capture_until_killed(config: str) -> None:
     """Die when the second shard stands; on one thread, as those of OpenMP do not pass a fork."""
     torch.set_num_threads(1)
     parsed = CacheConfig.model_validate_json(config)
-    strike_once((parsed.output / "shards" / "00001" / "shard.json").is_file)
+    strike_once(lambda _: (parsed.output / "shards" / "00001" / "shard.json").is_file())
     cache_teacher(parsed, progress=False)
 
 

@@ -45,7 +45,7 @@ sys.path.append("tests")
 from processes import strike_once
 from pipeline.config import load_config
 from stages.train_student import StudentConfig, train_student
-strike_once(Path(sys.argv[2]).exists, signal.SIGSTOP)
+strike_once(lambda _: Path(sys.argv[2]).exists(), signal.SIGSTOP)
 train_student(load_config(StudentConfig, Path(sys.argv[1])))
 """
 

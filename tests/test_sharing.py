@@ -49,7 +49,7 @@ def share(config: str, doomed: bool) -> None:
     torch.set_num_threads(1)
     parsed = CacheConfig.model_validate_json(config)
     if doomed:
-        strike_once(lambda: is_outrun(parsed.output))
+        strike_once(lambda _: is_outrun(parsed.output))
     cache_teacher(parsed, progress=False, share=True)
 
 

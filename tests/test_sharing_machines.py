@@ -16,7 +16,7 @@ from small_relay import Rule
 from small_store import Bucket
 from small_teachers import make_config, make_llama, make_rows, read_files, save_teacher, write_rows
 
-from pipeline.errors import CacheError
+from pipeline.errors import LockError
 from pipeline.locking.locks import LOCKS
 from stages.cache_teacher import CacheConfig, cache_teacher
 
@@ -27,12 +27,14 @@ def share(config: str, host: str, environment: dict[str, str], nap: Path | None)
     """One of several processes; on one thread, as those of OpenMP do not pass a fork.
 
     Args:
-        nap: a file with which it stops, as a machine does that falls asleep.
+        nap: the claim of a shard; when it looks at it after the shard was written, it stops, as a
+            machine does that falls asleep.
     """
     move_to(host, environment)
     torch.set_num_threads(1)
     if nap is not None:
-        strike_once(nap.is_file, signal.SIGSTOP)
+        shard = nap.parents[1] / "shards" / nap.name.removeprefix("shard-") / "shard.json"
+        strike_once(lambda name: name == str(nap) and shard.is_file(), signal.SIGSTOP)
     parsed = CacheConfig.model_validate_json(config)
     cache_teacher(parsed, progress=False, share=True)
 
@@ -98,7 +100,7 @@ def test_machines_share_a_store_and_take_over_from_one_that_dies(
         doomed = start(config, "first-machine", patience=10.0)
         wait_for(lambda: any(served.fault for served in bucket.store.served))
         refusal = rf"process {doomed.pid} on first-machine .*start all of them with --share"
-        with pytest.raises(CacheError, match=refusal):
+        with pytest.raises(LockError, match=refusal):
             cache_teacher(config, progress=False)
         others = [start(config, "second-machine"), start(config, "third-machine")]
         wait_for(lambda: max(every) in count_puts(bucket, "shard.json"))
@@ -117,7 +119,7 @@ def test_a_machine_that_fell_asleep_leaves_alone_what_others_took_over(
     world: Path, tmp_path: Path, start: Start
 ) -> None:
     config = configure(world, tmp_path / "shared")
-    nap = config.output / LOCKS / "shard-00001"
+    nap = config.output / LOCKS / "shard-00000"
     asleep = start(config, "first-machine", patience=1.0, nap=nap)
     wait_for(lambda: Path(f"/proc/{asleep.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
     assert nap.is_file()

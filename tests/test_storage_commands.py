@@ -18,7 +18,7 @@ from small_teachers import make_llama, save_teacher
 from pipeline.cache import TeacherCache
 from pipeline.cache.verifying.whole import Depth
 from pipeline.config import dump_config
-from pipeline.errors import CacheError
+from pipeline.errors import LockError
 from pipeline.storage import as_path, list_files
 from stages.cache_teacher import CacheConfig, cache_teacher
 from stages.evaluate import evaluate
@@ -132,7 +132,7 @@ def test_a_capture_that_was_killed_is_continued_and_refused_to_others_while_it_l
         while not any(served.fault for served in bucket.store.served):
             assert process.poll() is None
             time.sleep(0.05)
-        with pytest.raises(CacheError, match=str(process.pid)):
+        with pytest.raises(LockError, match=str(process.pid)):
             cache_teacher(config, progress=False)
         process.kill()
     found = bucket.contents()
