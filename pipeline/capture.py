@@ -24,6 +24,7 @@ from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.sharing import Shards
 from pipeline.cache.signals.hidden import OutgrownError
 from pipeline.capture_log import CaptureLog, list_libraries
+from pipeline.errors import CacheError
 from pipeline.examples import CachedExample, Example
 from pipeline.tasks.base import Batch
 from pipeline.teacher import (
@@ -202,7 +203,7 @@ class _Sink:
         """Write every shard of the answers; those of one follow each other."""
         capture = self._capture
         for index, group in groupby(answers, lambda answer: answer.shard):
-            capture.shards.require(index)  # a folder here is emptied at once
+            capture.shards.require(index)  # what others left of it is removed at once
             try:
                 with capture.writer.shard(index) as shard:
                     counts = self._fill(shard, group)
@@ -211,6 +212,9 @@ class _Sink:
                 if not capture.lenient:
                     raise
                 capture.shards.put_back(index)  # whose vectors these are is known next time
+            except CacheError:
+                capture.shards.require(index)  # that it was taken over may be why
+                raise
             else:
                 self._note(index, *counts)
                 capture.shards.give_back(index)

@@ -6,19 +6,20 @@ finished cache -- find_leftovers --> files --> remove_leftovers, if nobody is at
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.cache.manifest import DRAFT, MANIFEST
+from pipeline.cache.manifest import DRAFT, DRAFTS, MANIFEST
 from pipeline.errors import LockError
 from pipeline.locking.locks import LOCKS, occupy
-from pipeline.storage import remove_file, scratch_folder
+from pipeline.storage import is_local, remove_file, remove_tree, scratch_folder
 
 _SCRATCH = ("examples.arrow", "generated.jsonl", "*.draft")
 
 
 def find_leftovers(cache: Path) -> list[Path]:
-    """The files of a finished cache that nobody needs any more."""
+    """The files of a finished cache that nobody needs any more, and the folder of drafts."""
     scratch = scratch_folder(cache)
-    draft = [cache / DRAFT] if (cache / DRAFT).is_file() else []
-    return [*draft, *(file for pattern in _SCRATCH for file in sorted(scratch.glob(pattern)))]
+    drafts = [cache / DRAFT, *([cache / DRAFTS] if is_local(cache) else [])]
+    found = [draft for draft in drafts if draft.exists()]
+    return [*found, *(file for pattern in _SCRATCH for file in sorted(scratch.glob(pattern)))]
 
 
 def remove_leftovers(cache: Path) -> None:
@@ -40,4 +41,4 @@ def remove_leftovers(cache: Path) -> None:
             here.hold("capture"),
         ):
             for file in find_leftovers(cache):
-                remove_file(file)
+                (remove_tree if file.is_dir() else remove_file)(file)

@@ -14,15 +14,20 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def strike_once(found: Callable[[str], object], number: signal.Signals = signal.SIGKILL) -> None:
-    """Send this process a signal, once, when it is about to open a file and something is found.
+def strike_once(
+    found: Callable[[str], object], number: signal.Signals = signal.SIGKILL, before: str = "open"
+) -> None:
+    """Send this process a signal, once, before it opens a file of a name for which something holds.
 
     Nobody has to notice from outside, who might look too late.
+
+    Args:
+        before: another of Python's audit events whose first argument is a name.
     """
     struck = threading.Lock()
 
     def look(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and found(str(arguments[0])) and struck.acquire(blocking=False):
+        if event == before and found(str(arguments[0])) and struck.acquire(blocking=False):
             os.kill(os.getpid(), number)
 
     sys.addaudithook(look)

@@ -89,7 +89,8 @@ def test_a_killed_capture_loses_only_the_shard_under_way(whole, tmp_path):
     process.start()
     process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
-    assert (tmp_path / "shards/00001/rows.arrow").exists()
+    assert len(list(tmp_path.glob("drafts/00001.*/rows.arrow"))) == 1
+    assert not (tmp_path / "shards/00001").exists()
     writer = CacheWriter(tmp_path, DRAFT)
     assert writer.finished == {0}
     write_shards(writer, make_examples(DRAFT), [1, 2])

@@ -1,6 +1,7 @@
 """Several machines cache one teacher together: no shard twice, and nobody waits for the dead."""
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -23,19 +24,33 @@ from stages.cache_teacher import CacheConfig, cache_teacher
 Start = Callable[..., Any]
 
 
-def share(config: str, host: str, environment: dict[str, str], nap: Path | None) -> None:
+# Where a machine falls asleep that writes shard 0: an audit event of Python, what it is about, and
+# whether the shard stands.
+NAPS = {
+    "beginning": ("os.mkdir", r"/drafts/00000\.[0-9a-f]+$", False),
+    "sealing": ("open", r"/drafts/00000\.[0-9a-f]+/shard\.json", False),
+    "moving": ("os.rename", r"/drafts/00000\.[0-9a-f]+$", False),
+    "leaving": ("open", r"/locks/shard-00000$", True),
+}
+
+
+def share(config: str, host: str, environment: dict[str, str], nap: str | None) -> None:
     """One of several processes; on one thread, as those of OpenMP do not pass a fork.
 
     Args:
-        nap: the claim of a shard; when it looks at it after the shard was written, it stops, as a
-            machine does that falls asleep.
+        nap: of NAPS.
     """
+    parsed = CacheConfig.model_validate_json(config)
     move_to(host, environment)
     torch.set_num_threads(1)
     if nap is not None:
-        shard = nap.parents[1] / "shards" / nap.name.removeprefix("shard-") / "shard.json"
-        strike_once(lambda name: name == str(nap) and shard.is_file(), signal.SIGSTOP)
-    parsed = CacheConfig.model_validate_json(config)
+        event, pattern, after = NAPS[nap]
+        shard = parsed.output / "shards" / "00000" / "shard.json"
+        strike_once(
+            lambda name: re.search(pattern, name) and shard.is_file() == after,
+            signal.SIGSTOP,
+            event,
+        )
     cache_teacher(parsed, progress=False, share=True)
 
 
@@ -68,7 +83,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     begun = []
 
     def begin(
-        config: CacheConfig, host: str, patience: float = 60.0, nap: Path | None = None
+        config: CacheConfig, host: str, patience: float = 60.0, nap: str | None = None
     ) -> Any:
         known = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "STILLROOM_"))}
         known["STILLROOM_CACHE_DIR"] = str(tmp_path / host)
@@ -115,14 +130,14 @@ def test_machines_share_a_store_and_take_over_from_one_that_dies(
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("nap", NAPS)
 def test_a_machine_that_fell_asleep_leaves_alone_what_others_took_over(
-    world: Path, tmp_path: Path, start: Start
+    world: Path, tmp_path: Path, start: Start, nap: str
 ) -> None:
     config = configure(world, tmp_path / "shared")
-    nap = config.output / LOCKS / "shard-00000"
     asleep = start(config, "first-machine", patience=1.0, nap=nap)
     wait_for(lambda: Path(f"/proc/{asleep.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
-    assert nap.is_file()
+    assert (config.output / LOCKS / "shard-00000").is_file()
     other = start(config, "second-machine")
     other.join()
     assert other.exitcode == 0

@@ -98,6 +98,27 @@ def test_a_folder_takes_the_place_of_another(place):
     assert contents(place / "0") == SHARD
 
 
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_folder_that_others_made_meanwhile_stays_where_it_is_whole(tmp_path, stands):
+    place, drafts = tmp_path / "0", tmp_path / "drafts"
+    (drafts / "0.left").mkdir(parents=True)  # by who was killed
+    with writing_folder(place, "last", drafts, lambda: stands) as folder:
+        fill(folder)
+        fill(place, {"other": b"1"})
+        assert list(drafts.iterdir()) == [folder]
+    assert contents(place) == ({"other": b"1"} if stands else SHARD)
+    assert list(drafts.iterdir()) == []
+
+
+def test_a_folder_whose_filling_breaks_off_is_what_it_was(tmp_path):
+    place, drafts = tmp_path / "0", tmp_path / "drafts"
+    fill(place)
+    with pytest.raises(KeyError), writing_folder(place, "last", drafts) as folder:
+        fill(folder, {"other": b"1"})
+        raise KeyError
+    assert contents(place) == SHARD and list(drafts.iterdir()) == []
+
+
 def test_parts_of_a_file_are_read_and_its_end_is_told(place):
     write_bytes(place / "file", CONTENT)
     for version in (None, "digest"):

@@ -32,6 +32,7 @@ from pipeline.positions import Positions
 
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
+DRAFTS = "drafts"  # of shards, while they are written
 _MOST_TEMPERATURES = 64
 
 Digested = dict[str, JsonValue]

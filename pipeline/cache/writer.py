@@ -1,15 +1,17 @@
 """Writing a cache so that a crash at any instant costs at most the shards that were under way.
 
-    draft.json -> per shard: rows.arrow, hidden.zarr, then shard.json -> index -> manifest.json
+    draft.json -> drafts/: rows.arrow, hidden.zarr, shard.json -> shards/ -> index -> manifest.json
 
 A shard stands when its shard.json does, a cache when its manifest.json does; both appear by rename
-after everything they speak of is on the disk. The same draft and examples give the same bytes, in
-whatever order and however often interrupted.
+after everything they speak of is on the disk. Nobody writes into a folder that may be another's,
+not even a process that slept while others finished its shard. The same draft and examples give the
+same bytes, in whatever order and however often interrupted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipeline.cache.index.gathering import keep_columns
 from pipeline.cache.index.making import write_index
 from pipeline.cache.manifest import (
     DRAFT,
+    DRAFTS,
     MANIFEST,
     Draft,
     Manifest,
@@ -41,8 +44,10 @@ from pipeline.cache.views.file import VIEW, is_view
 from pipeline.errors import CacheError, DataError
 from pipeline.storage import (
     hash_file,
+    is_local,
     list_files,
     remove_file,
+    remove_tree,
     sync_folder,
     sync_tree,
     writing_folder,
@@ -152,7 +157,8 @@ class CacheWriter:
             raise ValueError("shard 0 comes first: projections are fitted to it")
         folder = shard_folder(self.path, index)
         try:
-            with writing_folder(folder, last=SHARD) as local:
+            whole = partial(self.stands, index)
+            with writing_folder(folder, SHARD, self.path / DRAFTS, whole) as local:
                 self._current = writer = ShardWriter(local, self.draft, index, self._bases)
                 try:
                     yield writer
@@ -166,7 +172,8 @@ class CacheWriter:
                 f"{folder}: cannot be written ({error.strerror or error}); {len(self.finished)} of"
                 f" {self.draft.num_shards} shards are safe, run the same command again to continue"
             ) from error
-        self._note(index, info, digest)
+        if index not in self._standing:
+            self._note(index, info, digest)
 
     def finish(self) -> Manifest:
         """Write the index and, last, manifest.json; nothing where it stands already.
@@ -192,6 +199,8 @@ class CacheWriter:
                 sync_tree(folder)
         write_manifest(self.path, manifest, beside=self.path / DRAFT)
         remove_file(self.path / DRAFT)
+        if is_local(self.path):
+            remove_tree(self.path / DRAFTS)
         sync_folder(self.path)
         return manifest
 

@@ -1,10 +1,12 @@
 """Whole files and folders: here they appear by rename, in a store by a put, which is atomic."""
 
+import errno
 import hashlib
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +73,32 @@ def rewriting(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(path: Path, last: str | None = None) -> Iterator[Path]:
+def writing_folder(
+    path: Path,
+    last: str | None = None,
+    drafts: Path | None = None,
+    stands: Callable[[], bool] = lambda: False,
+) -> Iterator[Path]:
     """An empty folder of this machine to be filled; it takes the place of what was at `path`.
 
-    On this machine it is `path` itself, emptied at once. Elsewhere nothing is touched until the
-    block has ended without an error; then the old `last` is removed, all other files are sent and
-    looked for in the store's own list with their sizes, and `last` is sent: where it stands, they
-    do.
+    On this machine it is `path` itself, emptied at once, or one of its own in `drafts`, renamed
+    when the block has ended without an error. Elsewhere nothing is touched until then; then the old
+    `last` is removed, all other files are sent and looked for in the store's own list with their
+    sizes, and `last` is sent: where it stands, they do.
+
+    Args:
+        drafts: a folder of the same disk; what others left there of this path is removed.
+        stands: asked when the draft is whole and something lies at `path`: whether that is what was
+            to be made, so that the draft is not needed.
 
     Raises:
+        OSError: the disk refuses.
         StoreError: the store does not answer, or lacks what it was sent.
     """
+    if is_local(path) and drafts is not None:
+        with _drafting(path, drafts, stands) as draft:
+            yield draft
+        return
     if is_local(path):
         remove_tree(path)
         path.mkdir(parents=True)
@@ -90,6 +107,34 @@ def writing_folder(path: Path, last: str | None = None) -> Iterator[Path]:
     with staging() as local:
         yield local
         send_folder(local, path, last)
+
+
+@contextmanager
+def _drafting(path: Path, drafts: Path, stands: Callable[[], bool]) -> Iterator[Path]:
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent.parent)
+    for left in drafts.glob(f"{path.name}.*"):
+        remove_tree(left)
+    draft = drafts / f"{path.name}.{secrets.token_hex(8)}"
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        try:
+            draft.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if stands():
+                return
+            old = draft.with_name(f"{draft.name}.old")
+            path.rename(old)
+            draft.rename(path)
+            remove_tree(old)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # what broke off has an error of its own
+            remove_tree(draft)
 
 
 def send_folder(local: Path, path: Path, last: str | None = None) -> None:

@@ -88,10 +88,10 @@ def keep_columns(local: Path, folder: Path, draft: Draft, info: ShardInfo, diges
     """Keep what the index needs of a shard that goes to a store.
 
     Args:
-        local: the folder that it was written into; where it goes, if that is on this machine.
+        local: the folder that it was written into.
         folder: where it goes; digest: sha256 of its shard.json.
     """
-    if local != folder:
+    if not is_local(folder):
         _keep(folder, digest, _gather(local, draft, info))
 
 
