@@ -137,6 +137,14 @@ def test_of_many_that_create_an_object_one_succeeds(request, kind):
     assert (place / "a").read_bytes() == b"%d" % found.index(True)
 
 
+def test_to_create_an_object_is_one_request_where_puts_are_conditional(bucket):
+    with bucket.store.broken():
+        assert create_object(as_path(bucket.url) / "a", b"mine")
+        assert not create_object(as_path(bucket.url) / "a", b"yours")
+    asked = [served.method for served in bucket.store.served]
+    assert asked == ["PUT", "PUT", "HEAD", "GET"]  # the second looks whose it is
+
+
 @pytest.mark.parametrize("fault", ["lost-answer", "error", "cut-header"])
 def test_whoever_created_an_object_knows_it_though_the_answer_was_lost(bucket, fault):
     with bucket.store.broken(Rule(fault, "PUT")):

@@ -150,8 +150,10 @@ class PatientFiles(AbstractFileSystem):  # type: ignore[misc]  # ships without t
             FileExistsError: mode is "create", and it is there.
             NotImplementedError: mode is "create", and the store has no conditional put.
         """
-        generic = getattr(type(self._files()), "pipe_file", None) is AbstractFileSystem.pipe_file
-        if mode == "create" and generic:  # it would look and then put, as two who look at once do
+        kind = type(self._files())
+        generic = kind.pipe_file is AbstractFileSystem.pipe_file
+        if mode == "create" and generic and not issubclass(kind, AsyncFileSystem):
+            # It would look and then put, as two may do who look at once.
             raise NotImplementedError(f"{self._store}:// has no conditional put")
 
         def put() -> None:
